@@ -1,0 +1,1 @@
+"""neds: train, evaluate and export models that translate between spikes and behaviour."""

@@ -1,0 +1,21 @@
+"""The command `neds`: a table of sub-commands, each in its own module, imported when called."""
+
+from __future__ import annotations
+
+import sys
+
+from neds_rt.dispatch import run_command
+
+COMMANDS = {
+    "prepare": ("neds.commands.prepare", "read recordings into the session store"),
+    "synth": ("neds.commands.synth", "make synthetic animals with known rates"),
+    "train": ("neds.commands.train", "train a model on one recording"),
+    "evaluate": ("neds.commands.evaluate", "score a trained model on held-back data"),
+    "export": ("neds.commands.export", "freeze a model and one animal into a bundle"),
+    "info": ("neds.commands.info", "describe a session, checkpoint or bundle"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `neds`; returns the exit code."""
+    return run_command("neds", COMMANDS, sys.argv[1:] if argv is None else argv)

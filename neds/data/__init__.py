@@ -1,0 +1,1 @@
+"""Sessions: container, store, readers, synthetic animals, windows and splits."""

@@ -1,0 +1,19 @@
+"""The command `neds-rt`: a table of sub-commands, each in its own module, imported when called."""
+
+from __future__ import annotations
+
+import sys
+
+COMMANDS = {
+    "demo": ("neds_rt.commands.demo", "synthetic probe, server and client, live in the terminal"),
+    "serve": ("neds_rt.commands.serve", "decode a live spike stream"),
+    "replay": ("neds_rt.commands.replay", "play a prepared session as a live probe"),
+    "bench": ("neds_rt.commands.bench", "measure latency beside an echo server"),
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point of `neds-rt`; returns the exit code."""
+    from neds_rt.dispatch import run_command
+
+    return run_command("neds-rt", COMMANDS, sys.argv[1:] if argv is None else argv)

@@ -1,0 +1,33 @@
+"""The exception tree both commands share, and the exit code each kind ends with.
+
+    NedsError            exit 2, one line, no traceback
+    ├── BadInput         a file, argument, endpoint or bundle that is not what it should be
+    ├── StartError       exit 3: everything was well formed but the program could not start
+    └── CheckFailed      exit 4: the program ran and failed its own check
+"""
+
+
+class NedsError(Exception):
+    """An error the user can act on; its text is one line, printed without a traceback."""
+
+    exit_code = 2
+
+
+class BadInput(NedsError):
+    """Input that is not what it should be: says where, which field, what was found and expected."""
+
+    def __init__(self, where: object, field: str, found: object, expected: str) -> None:
+        text = f"{where}: {field}: found {found}, expected {expected}"
+        super().__init__(" ".join(text.split()))
+
+
+class StartError(NedsError):
+    """A well-formed request that cannot be started, for example because a port is in use."""
+
+    exit_code = 3
+
+
+class CheckFailed(NedsError):
+    """The program ran and missed its own target."""
+
+    exit_code = 4

@@ -1,0 +1,1 @@
+"""Sinks: where decodes go. One file each, one line each in `SINKS`."""

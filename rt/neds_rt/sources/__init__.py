@@ -1,0 +1,1 @@
+"""Sources: where spikes come from. One file each, one line each in `SOURCES`."""

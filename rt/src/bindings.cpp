@@ -1,0 +1,13 @@
+// The extension module neds_rt._core: one binding function a part, each in its own file.
+#include <nanobind/nanobind.h>
+
+namespace nb = nanobind;
+
+void bind_stream(nb::module_& m);  // bind_stream.cpp: bin grid, assembler, decode encoder
+void bind_step(nb::module_& m);    // bind_step.cpp: the streaming transformer step
+
+NB_MODULE(_core, m) {
+  m.doc() = "C++ core of neds_rt: binning, assembling, and the streaming transformer step.";
+  bind_stream(m);
+  bind_step(m);
+}
