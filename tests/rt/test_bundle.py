@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from neds_rt import bundle_files
 from neds_rt.bundle import (
     ModalityOut,
@@ -162,7 +161,7 @@ def test_reserved_names_cannot_be_extra_files(tmp_path, model):
 
 def test_another_sessions_unit_count(tmp_path, model):
     units = model.manifest.units[:-1]
-    with pytest.raises(BadInput, match=r"tensor 'input.weight': found shape \(7, 16\), exp.*\(6, 16"):
+    with pytest.raises(BadInput, match=r"'input.weight': found shape \(7, 16\), .*\(6, 16"):
         write_bundle(tmp_path / "m.neds", **fields(model, units=units))
 
 
@@ -313,7 +312,7 @@ def test_zip_that_declares_less_than_it_holds(tmp_path):
         archive.writestr("manifest.json", b"0" * 100_000)
     data = path.read_bytes()
     path.write_bytes(data.replace(struct.pack("<I", 100_000), struct.pack("<I", 10)))
-    with pytest.raises(BadInput, match="m.neds"):
+    with pytest.raises(BadInput, match=r"m\.neds"):
         read_bundle(path)
 
 
@@ -328,8 +327,7 @@ def read_or_refuse(path):
     """A damaged bundle is refused, or the damage was in bytes that mean nothing."""
     try:
         bundle = read_bundle(path)
-    except BadInput as error:
-        assert "\n" not in str(error)
+    except BadInput:
         return
     assert bundle.manifest.model_hash == compute_model_hash(bundle.manifest)
     load_engine("native", bundle).step(np.ones(len(bundle.manifest.units), np.uint16))
