@@ -1,6 +1,6 @@
-"""Types of the C++ extension: the streaming parts (`rt/src/bind_stream.cpp`)."""
+"""Types of the C++ extension: what `bind_stream.cpp` binds, then what `bind_step.cpp` does."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -93,4 +93,39 @@ class DecodeEncoder:
     @property
     def buffer(self) -> NDArray[np.uint8]: ...
 
-def __getattr__(name: str) -> Any: ...  # the step and what else is bound elsewhere
+def supported_isas() -> list[str]: ...
+
+class StepEngine:
+    """The streaming step of one stream."""
+
+    def __init__(
+        self,
+        *,
+        units: int,
+        hidden: int,
+        layers: int,
+        heads: int,
+        mlp: int,
+        window: int,
+        conv: int,
+        rope_base: float,
+        modalities: Sequence[tuple[int, bool]],
+        weights: Mapping[str, NDArray[np.float32]],
+        isa: str = "",
+    ) -> None: ...
+    def step(self, counts: NDArray[np.uint16], present: bool = True) -> None: ...
+    def skip(self, n_bins: int) -> None: ...
+    def reset(self) -> None: ...
+    def warm(self) -> None: ...
+    @property
+    def outputs(self) -> NDArray[np.float32]: ...
+    @property
+    def n_units(self) -> int: ...
+    @property
+    def n_outputs(self) -> int: ...
+    @property
+    def position(self) -> int: ...
+    @property
+    def arena_bytes(self) -> int: ...
+    @property
+    def isa(self) -> str: ...

@@ -58,7 +58,8 @@ def bind(where: str, sock: zmq.Socket[bytes], endpoint: str) -> str:
         if error.errno == errno.EADDRINUSE:
             raise BadInput(where, "endpoint", f"{endpoint} in use", "a free endpoint") from error
         raise BadInput(where, "endpoint", f"{endpoint} ({error})", "one to bind") from error
-    return sock.last_endpoint.rstrip(b"\0").decode()
+    endpoint_bytes: bytes = sock.get(zmq.LAST_ENDPOINT)  # type: ignore[assignment]
+    return endpoint_bytes.rstrip(b"\0").decode()
 
 
 def _ipc_in_use(path: str) -> bool:

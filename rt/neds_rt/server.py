@@ -44,7 +44,7 @@ class Server:
         self._encoder = assemble.make_encoder(manifest, len(config.probe))
         self._validity = assemble.Validity(manifest.shape.window)
         self._counts = self.assembler.counts
-        self._message = memoryview(self._encoder.buffer)
+        self._message = self._encoder.buffer.data
         self._frame = Frame()
         self.latency = LatencyRing()
         self._bin_ns = int(manifest.bin_size_s * 1e9)
@@ -57,7 +57,7 @@ class Server:
         self._idle_ns = NEVER if config.idle_exit is None else int(config.idle_exit * 1e9)
         self._stale_ns = max(int(config.stale_after * 1e9), 2 * self._bin_ns)
         self._rss_ready: int | None = None
-        self._sources: list[Source] = []
+        self._sources: dict[Any, Source] = {}  # by what the poller calls them
         self._sink: Sink = open_sink(config.out, insecure=config.insecure)
         self.endpoint = self._sink.endpoint
 
@@ -94,7 +94,7 @@ class Server:
 
     def close(self) -> None:
         """Close all sockets; `run` does it on its way out."""
-        for source in self._sources:
+        for source in self._sources.values():
             source.close()
         self._sources.clear()
         self._sink.close()
@@ -105,7 +105,7 @@ class Server:
         by_uri = {uri: name for name, uri in reversed(self.config.probe.items())}
         for uri, name in by_uri.items():
             source = open_source(name, uri, insecure=self.config.insecure)
-            self._sources.append(source)
+            self._sources[source.pollable] = source
             poller.register(source.pollable, zmq.POLLIN)
         return poller
 
@@ -122,15 +122,16 @@ class Server:
         due = min(now + LONGEST_WAIT_NS, self._stale_due_ns, self.keep_warm.due_ns)
         ready = poller.poll(max(0, -((now - due) // 1_000_000)))
         if ready:
-            for source in self._sources:
+            for pollable, _ in ready:
                 received = now_ns()
-                if source.receive(self._frame):
+                if self._sources[pollable].receive(self._frame):
                     self._take(received)
                 if self._stopping:
                     return
-            return
-        now = now_ns()
-        self.keep_warm.tick(now)
+            now = now_ns()
+        else:
+            self.keep_warm.tick(now_ns())
+            now = now_ns()
         if now >= self._stale_due_ns:
             self._publish_stale(now)
         if self._last_frame_ns and now - self._last_frame_ns >= self._idle_ns:

@@ -30,7 +30,7 @@ class LatencyRing:
     def __init__(self, capacity: int = 1 << 16) -> None:
         self._stamps = np.empty((capacity, len(STAGES)), np.int64)
         self._stamps.fill(0)  # now, not one page after the other while the server runs
-        self._flat = memoryview(self._stamps).cast("B").cast("q")
+        self._flat = self._stamps.data.cast("B").cast("q")
         self._capacity = capacity
         self.recorded = 0
 

@@ -18,8 +18,9 @@ class Frame:
 
     def __init__(self) -> None:
         self.header = bytearray(MAX_HEADER_BYTES + 1)  # one more, so that too long is seen
-        self.payload = np.empty(MAX_SPIKES_PER_FRAME * SPIKE_DTYPE.itemsize, np.uint8)
-        self.payload[:TOUCHED_BYTES] = 0
+        payload = np.empty(MAX_SPIKES_PER_FRAME * SPIKE_DTYPE.itemsize, np.uint8)
+        payload[:TOUCHED_BYTES] = 0
+        self.payload = payload.data
         self.header_size = 0
         self.payload_size = 0
         self.parts = 0
