@@ -98,7 +98,7 @@ def _write(file: Any, session: Session, origin: dict[str, Any]) -> None:
     units = _group(file, "units", "ArrayDict")
     for name in UNIT_COLUMNS:
         _column(units, name, getattr(session.units, name))
-    behaviours = file.create_group("behaviour")
+    behaviours = file.create_group("behaviour", track_order=True)
     for name, b in session.behaviours.items():
         group = _group(behaviours, name, "IrregularTimeSeries", kind=b.kind, unit=b.unit,
                        classes=json.dumps(list(b.classes)), gaps=b.gaps)
@@ -113,7 +113,7 @@ def _write(file: Any, session: Session, origin: dict[str, Any]) -> None:
 
 
 def _group(parent: Any, name: str, like: str, /, **attributes: Any) -> Any:
-    group = parent.create_group(name)
+    group = parent.create_group(name, track_order=True)
     group.attrs.update({"object": like} | attributes)
     return group
 
