@@ -75,6 +75,13 @@ class Archive:
             raise BadInput(self.path, field, f"{array.dtype} {array.shape}", "one number")
         return float(array.reshape(-1)[0])
 
+    def count(self, field: str, value: str | float) -> int:
+        """Return a whole number from 0, given itself or as an array that holds one."""
+        number = self.number(field, value)
+        if not (number.is_integer() and number >= 0):
+            raise BadInput(self.path, field, number, "a whole number")
+        return int(number)
+
     def text(self, name: str, default_array: str, default: str) -> str:
         """Return a name given as an array that holds one string."""
         if not name and default_array not in self.arrays:
@@ -95,7 +102,7 @@ def _events(source: Archive, mapping: Mapping) -> Session:
     count = mapping.n_units
     known = max([len(source[name]) for name in mapping.unit.values()], default=0)
     if count != "":
-        known = int(source.number("n_units", count))
+        known = source.count("n_units", count)
     elif not known:
         known = int(spikes.unit_index.max()) + 1 if spikes.unit_index.size else 0
     behaviours = _behaviours(source, mapping, None, 0.0)
@@ -209,6 +216,8 @@ def _codes(
     if values.dtype.kind in "US":
         labels, inverse = np.unique(values, return_inverse=True)
         return inverse.reshape(values.shape).astype(np.float64), [str(label) for label in labels]
+    if values.dtype.kind not in "fiub":
+        raise BadInput(source.path, spec.values, f"dtype {values.dtype}", "numbers or text")
     raw = values.astype(np.float64)
     levels = np.array(spec.levels or np.unique(raw[~np.isnan(raw)]), dtype=np.float64)
     close = np.abs(raw[..., None] - levels) < 1e-6

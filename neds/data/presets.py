@@ -1,12 +1,12 @@
 """Presets of the reader `arrays` for known sets of recordings.
 
-A preset is a mapping in `presets/*.toml` and, where arrays must first be made from others, a
+A preset is a mapping in `mappings/*.toml` and, where arrays must first be made from others, a
 function from the archive's arrays to those and the new ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,12 +14,26 @@ from neds_rt.errors import BadInput
 from numpy.typing import NDArray
 
 from neds.data.arrays import Arrays, grid, load_archive, read_arrays
-from neds.data.checks import as_floats, naming
-from neds.data.mapping import load_mapping
+from neds.data.checks import as_floats, naming, positive
+from neds.data.mapping import load_mapping, parse_mapping
 from neds.data.session import Session
 
-FOLDER = Path(__file__).parent / "presets"
+FOLDER = Path(__file__).parent / "mappings"
 Derived = tuple[str, Arrays]  # the name of a mapping, and the arrays it reads
+
+
+def arrays_reader(preset: str | None, words: Sequence[str]) -> Callable[[Path], Session]:
+    """Return what reads one archive, with a preset or with the words of `--map`.
+
+    Raises `BadInput` for both, neither, or a mapping that is none.
+    """
+    if bool(preset) == bool(words):
+        raise BadInput("arrays reader", "options", "both" if preset else "neither",
+                       "--preset or --map")
+    if preset:
+        return lambda path: read_preset(path, preset)
+    mapping = parse_mapping(words)
+    return lambda path: read_arrays(path, mapping)
 
 
 def read_preset(path: Path, preset: str) -> Session:
@@ -33,7 +47,7 @@ def read_preset(path: Path, preset: str) -> Session:
         except KeyError as error:
             expected = f"an archive of the {preset} set"
             raise BadInput(path, "array", f"no {error}", expected) from error
-        except (ValueError, IndexError) as error:
+        except (ValueError, IndexError, TypeError) as error:
             raise BadInput(path, "arrays", error, f"shapes as in the {preset} set") from error
     return read_arrays(path, load_mapping(FOLDER / f"{name}.toml"), arrays)
 
@@ -50,7 +64,7 @@ def _steinmetz(arrays: Arrays) -> Derived:
     does not follow, on wrong trials and between equal contrasts.
     """
     starts = as_floats("bin_start_s", arrays["bin_start_s"], 2)
-    size = float(arrays["bin_size_s"])
+    size = positive("bin_size_s", float(arrays["bin_size_s"]))
     bins, offset = grid(starts.reshape(-1), size)
     first = bins.reshape(starts.shape)[:, 0]
     left, right = arrays["contrast_left"], arrays["contrast_right"]

@@ -13,6 +13,7 @@ Groups carry the attribute `object` with the name of temporaldata's class for su
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -39,6 +40,12 @@ PACKAGES = ("neds", "numpy", "h5py")
 def session_path(folder: Path, session: str) -> Path:
     """Return where the session of that name lies in a store folder."""
     return folder / f"{session}.h5"
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def provenance(
