@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Simulate and write each animal."""
     from neds_rt.errors import BadInput
-    from neds_rt.synthetic import STEP_S, SyntheticAnimal
+    from neds_rt.synthetic import SyntheticAnimal
+    from neds_rt.synthetic_task import STEP_S
     from tqdm import tqdm
 
     from neds.data.store import provenance, session_path, write_session
