@@ -61,7 +61,8 @@ def load_engine(name: str, bundle: Bundle) -> Engine:
     target = ENGINES.get(name, name)
     module, _, attribute = target.partition(":")
     if not attribute:
-        raise BadInput("--engine", "name", repr(name), f"one of {', '.join(ENGINES)} or module:Class")
+        expected = f"one of {', '.join(ENGINES)} or module:Class"
+        raise BadInput("--engine", "name", repr(name), expected)
     try:
         factory: Any = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:

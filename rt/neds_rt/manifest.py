@@ -1,0 +1,172 @@
+"""`manifest.json` of a model bundle: its structs, what they imply, and what makes one valid."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from neds_rt.errors import BadInput
+
+SCHEMA_VERSION = 1
+PRECISIONS = ("float32",)
+KINDS = ("continuous", "circular", "categorical")
+MAX_RING_BYTES = 1 << 30
+
+
+class Unit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One recorded unit, in model order."""
+
+    probe: str
+    channel: int
+    cluster: int
+    region: str = ""
+    depth_um: float | None = None
+
+
+class ModalityOut(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One behaviour the bundle decodes; `n_outputs` consecutive engine outputs belong to it."""
+
+    name: str
+    kind: str  # "continuous" | "circular" | "categorical"
+    n_outputs: int  # continuous: its width; circular: 2 (cos, sin); categorical: number of classes
+    unit: str = ""  # physical unit of a continuous behaviour, e.g. "cm/s"
+    classes: list[str] = []  # labels of a categorical behaviour
+    sd: list[float] = []  # residual standard deviation on held-back data, one per output
+
+
+class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Sizes of the streaming step."""
+
+    hidden: int
+    layers: int
+    heads: int
+    mlp: int
+    window: int  # bins a token can see, its own included
+    conv: int = 0  # taps of the causal depthwise convolution before the attention, 0 for none
+    rope_base: float = 10000.0
+
+
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`manifest.json` of a bundle."""
+
+    schema: int
+    created_by: str
+    session: str
+    subject: str
+    bin_size_s: float
+    shape: Shape
+    units: list[Unit]
+    modalities: list[ModalityOut]
+    precision: str
+    hashes: dict[str, str]  # file name -> sha256 hex, every file of the bundle but the manifest
+    model_hash: str  # sha256 over the manifest without this field, keys sorted
+    provenance: dict[str, Any]
+    parity: dict[str, Any]
+
+
+def tensor_shapes(
+    shape: Shape, n_units: int, modalities: Sequence[ModalityOut]
+) -> dict[str, tuple[int, ...]]:
+    """Return name and shape of every tensor that `weights.safetensors` must hold, and no other."""
+    hidden, mlp = shape.hidden, shape.mlp
+    n_out = sum(modality.n_outputs for modality in modalities)
+    shapes: dict[str, tuple[int, ...]] = {
+        "input.weight": (n_units, hidden),
+        "input.bias": (hidden,),
+        "input.token": (hidden,),
+        "queries": (len(modalities), hidden),
+        "norm.weight": (hidden,),
+        "norm.bias": (hidden,),
+        "head.weight": (n_out, hidden),
+        "head.bias": (n_out,),
+    }
+    if shape.conv:
+        shapes |= {"conv.weight": (shape.conv, hidden), "conv.bias": (hidden,)}
+    linears = {"qkv": (3 * hidden, hidden), "out": (hidden, hidden)}
+    linears |= {"up": (mlp, hidden), "down": (hidden, mlp)}
+    for layer in range(shape.layers):
+        for norm in ("norm1", "norm2"):
+            shapes[f"layers.{layer}.{norm}.weight"] = (hidden,)
+            shapes[f"layers.{layer}.{norm}.bias"] = (hidden,)
+        for name, size in linears.items():
+            shapes[f"layers.{layer}.{name}.weight"] = size
+            shapes[f"layers.{layer}.{name}.bias"] = size[:1]
+    return shapes
+
+
+class _Version(msgspec.Struct):
+    schema: int
+
+
+def parse_manifest(data: bytes, where: object) -> Manifest:
+    """Return the manifest that the JSON `data` holds; raises `BadInput` naming `where`."""
+    try:
+        schema = msgspec.json.decode(data, type=_Version).schema
+        if schema != SCHEMA_VERSION:
+            raise BadInput(where, "schema", schema, f"{SCHEMA_VERSION} (export the model again)")
+        return msgspec.json.decode(data, type=Manifest)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise BadInput(where, "JSON", error, "a manifest of schema 1") from None
+
+
+def compute_model_hash(manifest: Manifest) -> str:
+    """Return the sha256 (hex) over `manifest` without `model_hash`, as JSON with sorted keys."""
+    fields = msgspec.to_builtins(manifest)
+    del fields["model_hash"]
+    return hashlib.sha256(msgspec.json.encode(fields, order="sorted")).hexdigest()
+
+
+def check_manifest(manifest: Manifest, where: object) -> None:
+    """Raise `BadInput` unless sizes, modalities, precision and model hash are consistent."""
+    if manifest.precision not in PRECISIONS:
+        raise BadInput(where, "precision", repr(manifest.precision), f"one of {PRECISIONS}")
+    if not (math.isfinite(manifest.bin_size_s) and 0 < manifest.bin_size_s <= 10):
+        raise BadInput(where, "bin_size_s", manifest.bin_size_s, "above 0, at most 10 s")
+    _check_shape(manifest.shape, where)
+    if not 1 <= len(manifest.units) <= 1_000_000:
+        raise BadInput(where, "units", f"{len(manifest.units)} units", "1 to 1000000")
+    names = [modality.name for modality in manifest.modalities]
+    if not 1 <= len(names) <= 256 or len(set(names)) != len(names):
+        raise BadInput(where, "modalities", names, "1 to 256 of distinct names")
+    for modality in manifest.modalities:
+        _check_modality(modality, where)
+    found = compute_model_hash(manifest)
+    if manifest.model_hash != found:
+        raise BadInput(where, "model_hash", f"{found[:12]}…", f"{manifest.model_hash[:12]}…")
+
+
+def _check_shape(shape: Shape, where: object) -> None:
+    limits = {"hidden": 65536, "layers": 1024, "heads": 1024, "mlp": 1 << 20, "window": 1 << 20}
+    for name, limit in limits.items():
+        if not 1 <= getattr(shape, name) <= limit:
+            raise BadInput(where, f"shape.{name}", getattr(shape, name), f"1 to {limit}")
+    if shape.hidden % (2 * shape.heads):
+        expected = f"a multiple of 2 x {shape.heads} heads"
+        raise BadInput(where, "shape.hidden", shape.hidden, expected)
+    if not 0 <= shape.conv <= 1024:
+        raise BadInput(where, "shape.conv", shape.conv, "0 to 1024 taps")
+    if not (math.isfinite(shape.rope_base) and shape.rope_base >= 1):
+        raise BadInput(where, "shape.rope_base", shape.rope_base, "a finite number, at least 1")
+    ring = 8 * shape.layers * shape.window * shape.hidden
+    if ring > MAX_RING_BYTES:
+        found = f"{shape.window} (keys and values of {ring} bytes)"
+        raise BadInput(where, "shape.window", found, f"at most {MAX_RING_BYTES} bytes")
+
+
+def _check_modality(modality: ModalityOut, where: object) -> None:
+    label = f"modality {modality.name!r}"
+    if modality.kind not in KINDS:
+        raise BadInput(where, f"{label} kind", repr(modality.kind), f"one of {', '.join(KINDS)}")
+    n = modality.n_outputs
+    if not 1 <= n <= 65536 or (modality.kind == "circular" and n != 2):
+        expected = "2" if modality.kind == "circular" else "1 to 65536"
+        raise BadInput(where, f"{label} n_outputs", n, expected)
+    n_classes = n if modality.kind == "categorical" else 0
+    if len(modality.classes) != n_classes or len(set(modality.classes)) != n_classes:
+        raise BadInput(where, f"{label} classes", modality.classes, f"{n_classes} distinct labels")
+    if modality.sd and (len(modality.sd) != n or not all(0 <= sd < math.inf for sd in modality.sd)):
+        raise BadInput(where, f"{label} sd", modality.sd, f"{n} finite numbers, or none")
