@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -153,9 +154,9 @@ def blocks(recording: Recording, t0: int, t1: int, block_samples: int) -> Iterat
             chunk_end = min(chunk + block_samples * BLOCKS_AT_ONCE, end)
             spikes = recording.spikes(chunk, chunk_end)
             edges = np.r_[np.arange(chunk, chunk_end, block_samples), chunk_end]
-            cuts = np.searchsorted(spikes["sample"], edges)
-            for i in range(len(edges) - 1):
-                yield Block(int(edges[i]), int(edges[i + 1]), spikes[cuts[i] : cuts[i + 1]])
+            cuts: NDArray[np.int64] = np.asarray(np.searchsorted(spikes["sample"], edges))
+            for (begin, after), (first, last) in zip(pairwise(edges), pairwise(cuts), strict=True):
+                yield Block(int(begin), int(after), spikes[first:last])
 
 
 def read_recording(
