@@ -101,7 +101,7 @@ class Task:
                       self._p_left)
 
     def _steps(self, trial: _Trial, n: int) -> Steps:
-        end = (np.arange(n) + 1) * STEP_S  # a step's values are those at its end
+        end = np.arange(1.0, n + 1) * STEP_S  # a step's values are those at its end
         noise = self._walk(n)
         wheel = self._wheel(trial, end) + 0.3 * noise[:, 0]
         whisker = (0.35 * np.exp(0.5 * noise[:, 1]) + 0.3 * np.abs(wheel)
@@ -142,7 +142,7 @@ class Task:
             state = state * self._decay + row
             row[:] = state
         self._state = state
-        return out
+        return np.asarray(out)
 
 
 def _decaying(since: NDArray[np.float64], tau: float) -> NDArray[np.float64]:

@@ -1,0 +1,130 @@
+"""Checkpoints: a folder with `model.safetensors` and `checkpoint.json`, written atomically.
+
+The JSON holds everything needed to use the weights without the run that made them: the recipe, and
+per session its units, behaviours, scalers and the split it was trained on. No pickle.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import torch
+from safetensors.torch import load_file, save_file
+
+from neds.config import RunConfig
+from neds.model import BehaviourSpec, Neds, SessionSpec
+from neds_rt.bundle import Unit
+from neds_rt.errors import BadInput
+
+CHECKPOINT_SCHEMA = 1
+
+
+class BehaviourState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One behaviour of a session as the model was trained on it."""
+
+    name: str
+    kind: str
+    width: int
+    classes: list[str]
+    unit: str
+    mean: list[float]  # of the training part, per column; 0 where the kind is not scaled
+    sd: list[float]
+
+    @property
+    def spec(self) -> BehaviourSpec:
+        """What the model needs of it."""
+        return BehaviourSpec(self.name, self.kind, self.width, tuple(self.classes), self.unit)
+
+
+class SessionState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One session as the model was trained on it."""
+
+    session: str
+    subject: str
+    units: list[Unit]  # in model order
+    unit_rows: list[int]  # which units of the stored session these are
+    behaviours: list[BehaviourState]
+    null_rates: list[float]  # mean count per bin on the training part
+    split: dict[str, list[int]]  # part -> [first row, one past the last] on the session's bins
+
+    @property
+    def spec(self) -> SessionSpec:
+        """What the model needs of it."""
+        return SessionSpec(self.session, len(self.units), tuple(b.spec for b in self.behaviours))
+
+
+class CheckpointInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """`checkpoint.json`."""
+
+    schema: int
+    created_by: str
+    config: RunConfig
+    sessions: list[SessionState]
+    step: int
+    provenance: dict[str, Any]
+
+    def session(self, name: str | None) -> SessionState:
+        """The session called `name`, or the only one; raises `BadInput` naming those there are."""
+        names = [s.session for s in self.sessions]
+        if name is None and len(names) == 1:
+            return self.sessions[0]
+        if name not in names:
+            raise BadInput("--session", "session", repr(name), f"one of {', '.join(names)}")
+        return self.sessions[names.index(name)]
+
+
+def save_checkpoint(folder: Path, model: Neds, info: CheckpointInfo) -> None:
+    """Write the checkpoint so that a reader finds the old one or the new one, never a part."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
+        staged = Path(name) / "new"
+        staged.mkdir()
+        state = {key: value.detach().contiguous() for key, value in model.state_dict().items()}
+        save_file(state, staged / "model.safetensors")
+        (staged / "checkpoint.json").write_bytes(msgspec.json.format(msgspec.json.encode(info)))
+        if folder.exists():
+            os.replace(folder, Path(name) / "old")
+        os.replace(staged, folder)
+
+
+def read_info(folder: Path) -> CheckpointInfo:
+    """Read `checkpoint.json`; raises `BadInput` if it is not a checkpoint of this schema."""
+    path = folder / "checkpoint.json"
+    try:
+        info = msgspec.json.decode(path.read_bytes(), type=CheckpointInfo)
+    except OSError as error:
+        raise BadInput(path, "checkpoint", error.strerror, "a folder written by neds train") from error
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise BadInput(path, "checkpoint", str(error), "a checkpoint.json of this version") from error
+    if info.schema != CHECKPOINT_SCHEMA:
+        raise BadInput(path, "schema", info.schema, str(CHECKPOINT_SCHEMA))
+    return info
+
+
+def load_checkpoint(folder: Path) -> tuple[Neds, CheckpointInfo]:
+    """Build the model of a checkpoint with its weights, in evaluation mode.
+
+    Raises `BadInput` when the weights do not fit the sessions and sizes the JSON states.
+    """
+    info = read_info(folder)
+    model = Neds(info.config.model, [s.spec for s in info.sessions])
+    path = folder / "model.safetensors"
+    try:
+        model.load_state_dict(load_file(path))
+    except (OSError, RuntimeError, ValueError, KeyError) as error:
+        raise BadInput(path, "weights", str(error)[:200], "the tensors checkpoint.json implies") from error
+    except Exception as error:  # safetensors raises its own class for a damaged file
+        raise BadInput(path, "weights", str(error)[:200], "an undamaged safetensors file") from error
+    model.eval()
+    return model, info
+
+
+def created_by() -> str:
+    """Program and version, for provenance."""
+    from importlib.metadata import version
+
+    return f"neds {version('neds')}, torch {torch.__version__}"

@@ -1,0 +1,72 @@
+"""Freeze a checkpoint and one of its sessions into a bundle that neds-rt serves.
+
+example:
+  neds export runs/indy --session indy_20161006_02 --out indy.neds
+"""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options."""
+    parser.add_argument("checkpoint", metavar="CKPT", help="folder written by neds train")
+    parser.add_argument("--session", default=None, metavar="ID",
+                        help="which session of the checkpoint (the only one)")
+    parser.add_argument("--out", required=True, metavar="X.neds", help="bundle file or folder")
+    parser.add_argument("--data", default=None, metavar="SESSION.h5",
+                        help="the prepared session (where the checkpoint found it); its held-back "
+                        "part gives the parity report")
+    parser.add_argument("--behaviours", default="", help="comma-separated names to decode (all)")
+    parser.add_argument("--graphs", default="step,window",
+                        help="ONNX graphs to ship: step, window (step,window)")
+    parser.add_argument("--json", action="store_true", help="print one JSON object as last line")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the bundle and print its parity report."""
+    import json
+    from pathlib import Path
+
+    from neds.checkpoint import load_checkpoint
+    from neds.commands.evaluate import session_path
+    from neds.data.store import read_session
+    from neds.dataset import match
+    from neds.export import export
+    from neds_rt.errors import BadInput
+
+    graphs = [name for name in args.graphs.split(",") if name]
+    for name in graphs:
+        if name not in ("step", "window"):
+            raise BadInput("--graphs", "name", repr(name), "step, window")
+    model, info = load_checkpoint(Path(args.checkpoint))
+    state = info.session(args.session)
+    session = read_session(session_path(info.provenance, args.data, state.session))
+    recording = match(session, state, info.config.data.bin_size_s)
+    behaviours = [name for name in args.behaviours.split(",") if name]
+    manifest = export(model, info, recording, Path(args.out), behaviours=behaviours, graphs=graphs)
+    summary = {
+        "bundle": args.out,
+        "model_hash": manifest.model_hash,
+        "units": len(manifest.units),
+        "modalities": [m.name for m in manifest.modalities],
+        "bytes": _size(Path(args.out)),
+        "parity": manifest.parity,
+    }
+    if args.json:
+        print(json.dumps(summary))
+    else:
+        print(f"wrote {args.out}: {summary['units']} units, {', '.join(summary['modalities'])}, "
+              f"{summary['bytes'] / 1e6:.1f} MB; largest error against torch: "
+              f"native {manifest.parity['native']['max']:.1e}, "
+              f"onnx {manifest.parity['onnx']['max']:.1e}")
+    return 0
+
+
+def _size(path: object) -> int:
+    from pathlib import Path
+
+    where = Path(str(path))
+    files = [where] if where.is_file() else [p for p in where.rglob("*") if p.is_file()]
+    return sum(p.stat().st_size for p in files)

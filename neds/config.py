@@ -1,0 +1,149 @@
+"""Every knob of a run: frozen, strict structs; TOML in, saved as JSON with every run.
+
+A recipe is a TOML file with the tables `[data]`, `[model]`, `[masking]` and `[train]`. A field
+that does not exist is refused by name, a field left out takes the default below.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from pathlib import Path
+
+import msgspec
+
+from neds_rt.errors import BadInput
+
+
+class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    pass
+
+
+class DataConfig(_Strict):
+    """What of a session is used, and how it is cut."""
+
+    bin_size_s: float = 0.02
+    behaviours: list[str] = []  # names to decode; empty takes all the session has
+    fractions: tuple[float, float, float] = (0.74, 0.06, 0.2)  # train, validation, test, in time
+    min_rate_hz: float = 0.0  # units below this rate on the training part are dropped
+
+
+class ModelConfig(_Strict):
+    """Sizes and form of the transformer (NEDS section 2 in its paper: 5 layers, width 256)."""
+
+    form: str = "stream"  # "stream": causal, banded, O(1) a bin; "window": bidirectional, as the paper
+    hidden: int = 128
+    layers: int = 4
+    heads: int = 4
+    mlp: int = 256
+    window: int = 100  # bins a token can see in the streaming form, the window's length otherwise
+    conv: int = 5  # taps of the causal depthwise convolution on spike tokens, 0 for none
+    dropout: float = 0.2
+    token_dropout: float = 0.2
+    rope_base: float = 10000.0
+
+
+class MaskingConfig(_Strict):
+    """Probability of each of the five schemes (paper section 3) and the share of masked bins."""
+
+    encoding: float = 0.2
+    decoding: float = 0.2
+    self_spike: float = 0.2
+    self_behaviour: float = 0.2
+    random_token: float = 0.2
+    ratio: float = 0.3
+
+
+class TrainConfig(_Strict):
+    """The training loop."""
+
+    steps: int = 1000
+    batch: int = 16
+    bins: int = 100  # length of a training sequence
+    learning_rate: float = 2e-3
+    warmup: float = 0.1  # share of steps before the peak rate
+    weight_decay: float = 0.01
+    clip: float = 1.0  # gradient norm
+    unit_dropout: float = 0.2  # share of units silenced per sequence
+    spike_weight: float = 0.2  # weight of the Poisson term against the behaviours' terms
+    behaviour_weights: dict[str, float] = {}  # per behaviour, 1 where not named
+    validate_every: int = 100
+    seed: int = 0
+
+
+class RunConfig(_Strict):
+    """A whole recipe."""
+
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    masking: MaskingConfig = MaskingConfig()
+    train: TrainConfig = TrainConfig()
+
+
+def load_recipe(name: str, overrides: list[str] | None = None) -> RunConfig:
+    """Read a recipe by packaged name ("single") or path, then apply `table.field=value` overrides.
+
+    Raises `BadInput` naming the file, the field and what was expected.
+    """
+    path = Path(name)
+    if path.suffix == ".toml":
+        text = _read(path)
+    else:
+        packaged = resources.files("neds").joinpath("recipes", f"{name}.toml")
+        if not packaged.is_file():
+            raise BadInput("--recipe", "name", repr(name), "a packaged recipe or a path to a .toml")
+        text = packaged.read_text()
+    try:
+        tree = msgspec.toml.decode(text)
+        for item in overrides or []:
+            _override(tree, item)
+        config = msgspec.convert(tree, RunConfig)
+    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        raise BadInput(name, "recipe", str(error), "the fields of neds.config.RunConfig") from error
+    check(config, name)
+    return config
+
+
+def check(config: RunConfig, where: str) -> None:
+    """Raise `BadInput` for values that are well formed but cannot work together."""
+    model, masking, train = config.model, config.masking, config.train
+    if model.form not in ("stream", "window"):
+        raise BadInput(where, "model.form", repr(model.form), "'stream' or 'window'")
+    if model.heads < 1 or model.hidden % (2 * model.heads):
+        raise BadInput(where, "model.heads", model.heads, "hidden divisible by 2 * heads")
+    for name in ("hidden", "layers", "mlp", "window"):
+        if getattr(model, name) < 1:
+            raise BadInput(where, f"model.{name}", getattr(model, name), "at least 1")
+    if model.conv < 0:
+        raise BadInput(where, "model.conv", model.conv, "0 or more taps")
+    if model.form == "window" and train.bins != model.window:
+        raise BadInput(where, "train.bins", train.bins, f"model.window ({model.window})")
+    shares = (masking.encoding, masking.decoding, masking.self_spike, masking.self_behaviour,
+              masking.random_token)
+    if min(shares) < 0 or abs(sum(shares) - 1) > 1e-6:
+        raise BadInput(where, "masking", shares, "five probabilities that sum to 1")
+    if not 0 < masking.ratio < 1:
+        raise BadInput(where, "masking.ratio", masking.ratio, "between 0 and 1")
+    if abs(sum(config.data.fractions) - 1) > 1e-6 or min(config.data.fractions) <= 0:
+        raise BadInput(where, "data.fractions", config.data.fractions, "three shares that sum to 1")
+    for name in ("steps", "batch", "bins", "validate_every"):
+        if getattr(train, name) < 1:
+            raise BadInput(where, f"train.{name}", getattr(train, name), "at least 1")
+
+
+def _override(tree: dict[str, dict[str, object]], item: str) -> None:
+    key, separator, text = item.partition("=")
+    table, _, field = key.partition(".")
+    if not separator or not field:
+        raise BadInput("--set", "override", repr(item), "table.field=value")
+    try:
+        value = msgspec.toml.decode(f"v = {text}")["v"]
+    except msgspec.DecodeError:
+        value = text  # a bare word is a string
+    tree.setdefault(table, {})[field] = value
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError as error:
+        raise BadInput(path, "recipe", error.strerror, "a readable TOML file") from error

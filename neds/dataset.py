@@ -1,0 +1,168 @@
+"""A session made ready for the model: binned, split, scaled on its training part, as tensors.
+
+Everything that is fitted (scalers, the unit filter, null rates) sees the training rows alone, and
+is written down in the `SessionState` that a checkpoint keeps, so that evaluation, export and live
+decoding use the very same numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from neds_rt.bundle import Unit
+from neds_rt.errors import BadInput
+from numpy.typing import NDArray
+from torch import Tensor
+
+from neds.checkpoint import BehaviourState, SessionState
+from neds.config import DataConfig
+from neds.data.session import Binned, Session
+from neds.data.windows import Scaler, split, units_above
+from neds.model import encode_behaviour
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """One session's rows as tensors, T rows in time order.
+
+    counts (T, N) float32; encoded[m] (T, n_outputs) as the model sees behaviour m; known (M, T)
+    bool; bin (T,) absolute bin; runs (n, 2) row ranges of consecutive bins.
+    """
+
+    state: SessionState
+    counts: Tensor
+    encoded: list[Tensor]
+    known: Tensor
+    values: dict[str, NDArray[np.float32]]
+    bin: NDArray[np.int64]
+    runs: NDArray[np.int64]
+
+    def part(self, name: str) -> tuple[int, int]:
+        """Row range [first, stop) of "train", "val" or "test"."""
+        first, stop = self.state.split[name]
+        return first, stop
+
+    def runs_within(self, name: str) -> list[tuple[int, int]]:
+        """The runs of consecutive bins, cut to one part; empty ones left out."""
+        first, stop = self.part(name)
+        cut = [(max(a, first), min(b, stop)) for a, b in self.runs.tolist()]
+        return [(a, b) for a, b in cut if b > a]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Training sequences: counts (B, T, N), encoded[m] (B, T, n), known (B, M, T), there (B, T)."""
+
+    counts: Tensor
+    encoded: list[Tensor]
+    known: Tensor
+    there: Tensor  # False where a sequence runs past the end of its recording
+
+
+def describe(session: Session, config: DataConfig, gap_bins: int) -> tuple[Binned, SessionState]:
+    """Bin a session and fit on its training part what the model needs.
+
+    Raises `BadInput` for an unknown behaviour name or a part without bins.
+    """
+    names = config.behaviours or list(session.behaviours)
+    for name in names:
+        session.behaviour(name)  # refuses an unknown name, listing those there are
+    binned = session.binned(config.bin_size_s)
+    parts = split(binned, config.fractions, gap_bins)
+    train = slice(*parts.train)
+    keep = units_above(binned, parts.train, config.min_rate_hz)
+    if not keep.size:
+        raise BadInput(session.session, "data.min_rate_hz", config.min_rate_hz,
+                       "a rate that some unit reaches on the training part")
+    states = []
+    for name in names:
+        behaviour = session.behaviours[name]
+        scaler = Scaler.fit(behaviour.kind, binned.values[name][train])
+        states.append(BehaviourState(
+            name=name, kind=behaviour.kind, width=behaviour.width,
+            classes=list(behaviour.classes), unit=behaviour.unit,
+            mean=scaler.mean.tolist(), sd=scaler.sd.tolist(),
+        ))
+    state = SessionState(
+        session=session.session,
+        subject=session.subject,
+        units=unit_table(session, keep),
+        unit_rows=keep.tolist(),
+        behaviours=states,
+        null_rates=binned.counts[train][:, keep].mean(0).tolist(),
+        split={"train": list(parts.train), "val": list(parts.val), "test": list(parts.test)},
+    )
+    return binned, state
+
+
+def to_recording(binned: Binned, state: SessionState) -> Recording:
+    """Turn a binned session into tensors with the scalers and units of `state`."""
+    counts = torch.from_numpy(binned.counts[:, state.unit_rows].astype(np.float32))
+    encoded, known = [], []
+    for b in state.behaviours:
+        values = torch.from_numpy(binned.values[b.name])
+        mean, sd = torch.tensor(b.mean), torch.tensor(b.sd)
+        encoded.append(encode_behaviour(b.spec, values, mean, sd))
+        known.append(~torch.isnan(values).any(1))
+    return Recording(
+        state=state,
+        counts=counts,
+        encoded=encoded,
+        known=torch.stack(known) if known else torch.zeros(0, len(counts), dtype=torch.bool),
+        values={b.name: binned.values[b.name] for b in state.behaviours},
+        bin=binned.bin,
+        runs=binned.runs(),
+    )
+
+
+def match(session: Session, state: SessionState, bin_size_s: float) -> Recording:
+    """The same session again, for evaluation; raises `BadInput` if it is not the one trained on."""
+    if session.session != state.session:
+        raise BadInput(session.session, "session", session.session, state.session)
+    table = unit_table(session, np.arange(session.n_units))
+    if max(state.unit_rows) >= len(table) or [table[i] for i in state.unit_rows] != state.units:
+        raise BadInput(session.session, "units", f"{len(table)} units",
+                       f"the {len(state.units)} units the model was trained on")
+    for b in state.behaviours:
+        session.behaviour(b.name)
+    return to_recording(session.binned(bin_size_s), state)
+
+
+def unit_table(session: Session, keep: NDArray[np.int64]) -> list[Unit]:
+    """The kept units as the bundle's manifest lists them."""
+    units = session.units
+    return [
+        Unit(
+            probe=str(units.probe[i]),
+            channel=int(units.channel[i]),
+            cluster=int(units.cluster[i]),
+            region=str(units.region[i]),
+            depth_um=None if np.isnan(units.depth_um[i]) else float(units.depth_um[i]),
+        )
+        for i in keep
+    ]
+
+
+def draw_batch(
+    recording: Recording, batch: int, bins: int, generator: torch.Generator
+) -> Batch:
+    """Draw training sequences at random phases, each from one run of consecutive bins.
+
+    A run is drawn with a chance in proportion to the sequences that start in it; runs shorter than
+    `bins` are padded at the end and marked as not there.
+    """
+    runs = torch.tensor(recording.runs_within("train"))  # (n, 2)
+    starts = (runs[:, 1] - runs[:, 0] - bins + 1).clamp(min=1)
+    pick = torch.multinomial(starts.double(), batch, replacement=True, generator=generator)
+    offset = (torch.rand(batch, generator=generator, dtype=torch.float64) * starts[pick]).long()
+    rows = (runs[pick, 0] + offset)[:, None] + torch.arange(bins)
+    there = rows < runs[pick, 1][:, None]
+    rows = torch.where(there, rows, runs[pick, 0][:, None])
+    return Batch(
+        counts=recording.counts[rows],
+        encoded=[e[rows] for e in recording.encoded],
+        known=(recording.known[:, rows] & there).transpose(0, 1),
+        there=there,
+    )

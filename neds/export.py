@@ -1,0 +1,253 @@
+"""From a checkpoint and one of its sessions to a bundle that `neds-rt` serves without torch.
+
+Everything that is constant for one session is folded into the weights: session and modality
+embeddings into the spike token's bias and the queries, the behaviours' scaling into the heads. The
+parity report says how far each engine is from the torch model on rows that were held back.
+"""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from neds_rt.bundle import Bundle, Manifest, ModalityOut, Shape, make_bundle, write_bundle
+from neds_rt.engines import load_engine
+from neds_rt.errors import BadInput
+from numpy.typing import NDArray
+from torch import Tensor
+
+from neds.checkpoint import BehaviourState, CheckpointInfo, SessionState, created_by
+from neds.config import ModelConfig
+from neds.dataset import Recording
+from neds.evaluate import decode_part, decode_rows
+from neds.model import BehaviourSpec, BehaviourStitch, Block, Neds, SessionSpec
+
+Floats = NDArray[np.float32]
+PARITY_BINS = 2000
+PARITY_LIMIT = 1e-4  # of the largest output
+
+
+def fold_weights(model: Neds, state: SessionState, behaviours: list[str]) -> dict[str, Floats]:
+    """The streaming step's tensors for one session, names and layout as bundles have them."""
+    stitch = model.stitcher(state.session)
+    parts = _chosen(model, state, behaviours)
+    constant = stitch.embedding
+    named: dict[str, Tensor] = {
+        "input.weight": stitch.spikes_in.weight.T,
+        "input.bias": stitch.spikes_in.bias,
+        "input.token": model.modality[0] + constant,
+        "queries": torch.stack(
+            [model.mask_token + model.modality[model.modality_index[p.spec.name]] + constant
+             for p, _ in parts]
+        ),
+        "norm.weight": model.norm.weight,
+        "norm.bias": model.norm.bias,
+    }
+    if model.config.conv:
+        named["conv.weight"] = model.conv.weight[:, 0].flip(-1).T  # tap j multiplies bin t - j
+        named["conv.bias"] = model.conv.bias
+    for i, block in enumerate(model.blocks):
+        assert isinstance(block, Block)
+        for name, parameter in block.named_parameters():
+            named[f"layers.{i}.{name}"] = parameter
+    heads = [_scaled_head(part, behaviour) for part, behaviour in parts]
+    named["head.weight"] = torch.cat([w for w, _ in heads])
+    named["head.bias"] = torch.cat([b for _, b in heads])
+    return {k: np.ascontiguousarray(v.detach().float().numpy()) for k, v in named.items()}
+
+
+def _chosen(
+    model: Neds, state: SessionState, behaviours: list[str]
+) -> list[tuple[BehaviourStitch, BehaviourState]]:
+    by_name = {b.name: b for b in state.behaviours}
+    for name in behaviours:
+        if name not in by_name:
+            raise BadInput("--behaviours", "name", repr(name), f"some of {', '.join(by_name)}")
+    chosen = []
+    for part in model.stitcher(state.session).behaviours:
+        assert isinstance(part, BehaviourStitch)
+        if not behaviours or part.spec.name in behaviours:
+            chosen.append((part, by_name[part.spec.name]))
+    return chosen
+
+
+def _scaled_head(part: BehaviourStitch, behaviour: BehaviourState) -> tuple[Tensor, Tensor]:
+    weight, bias = part.out.weight, part.out.bias
+    if behaviour.kind != "continuous":
+        return weight, bias
+    mean, sd = torch.tensor(behaviour.mean), torch.tensor(behaviour.sd)
+    return weight * sd[:, None], bias * sd + mean
+
+
+def unfold_model(bundle: Bundle) -> Neds:
+    """The torch model of a bundle: the same function, for batch computation and parity."""
+    manifest, weights = bundle.manifest, bundle.weights
+    shape = manifest.shape
+    config = ModelConfig(
+        form="stream", hidden=shape.hidden, layers=shape.layers, heads=shape.heads, mlp=shape.mlp,
+        window=shape.window, conv=shape.conv, rope_base=shape.rope_base,
+        dropout=0.0, token_dropout=0.0,
+    )
+    specs = tuple(
+        BehaviourSpec(m.name, m.kind, m.n_outputs // (2 if m.kind == "circular" else 1),
+                      tuple(m.classes), m.unit)
+        for m in manifest.modalities
+    )
+    model = Neds(config, [SessionSpec(manifest.session, len(manifest.units), specs)])
+    stitch = model.stitcher(manifest.session)
+    state = {k: torch.from_numpy(v.copy()) for k, v in weights.items()}
+    with torch.no_grad():
+        stitch.spikes_in.weight.copy_(state["input.weight"].T)
+        stitch.spikes_in.bias.copy_(state["input.bias"])
+        model.modality[0] = state["input.token"]
+        for m, spec in enumerate(specs):
+            model.modality[model.modality_index[spec.name]] = state["queries"][m]
+        if shape.conv:
+            model.conv.weight[:, 0] = state["conv.weight"].T.flip(-1)
+            model.conv.bias.copy_(state["conv.bias"])
+        model.norm.weight.copy_(state["norm.weight"])
+        model.norm.bias.copy_(state["norm.bias"])
+        for i, block in enumerate(model.blocks):
+            for name, parameter in block.named_parameters():
+                parameter.copy_(state[f"layers.{i}.{name}"])
+        row = 0
+        for part in stitch.behaviours:
+            assert isinstance(part, BehaviourStitch)
+            stop = row + part.spec.n_outputs
+            part.out.weight.copy_(state["head.weight"][row:stop])
+            part.out.bias.copy_(state["head.bias"][row:stop])
+            row = stop
+    return model.eval()
+
+
+class BatchDecoder(torch.nn.Module):
+    """Counts (1, T, N) and lost bins (1, T) in, engine outputs (1, T, n_outputs) out."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        super().__init__()
+        self.model = unfold_model(bundle)
+        self.session = bundle.manifest.session
+        self.modalities = bundle.manifest.modalities
+
+    def forward(self, counts: Tensor, lost: Tensor) -> Tensor:
+        """Decode every bin of a stream that starts with the first row."""
+        batch, bins = counts.shape[:2]
+        blank = [counts.new_zeros(batch, bins, m.n_outputs) for m in self.modalities]
+        hidden = torch.ones(batch, len(blank), bins, dtype=torch.bool)
+        _, outputs = self.model(self.session, counts, blank, lost, hidden)
+        final = [
+            o.softmax(-1) if m.kind == "categorical" else o
+            for m, o in zip(self.modalities, outputs, strict=True)
+        ]
+        return torch.cat(final, -1)
+
+
+def window_graph(bundle: Bundle) -> bytes:
+    """The batch form over one window of bins as an ONNX graph, static shapes, opset 18.
+
+    Inputs `counts` (1, window, N) float32 and `lost` (1, window) bool; output `outputs`.
+    """
+    import warnings
+
+    shape = bundle.manifest.shape
+    counts = torch.zeros(1, shape.window, len(bundle.manifest.units))
+    lost = torch.zeros(1, shape.window, dtype=torch.bool)
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
+        torch.onnx.export(
+            BatchDecoder(bundle).eval(), (counts, lost), buffer, opset_version=18, dynamo=False,
+            input_names=["counts", "lost"], output_names=["outputs"],
+        )
+    return buffer.getvalue()
+
+
+def export(
+    model: Neds,
+    info: CheckpointInfo,
+    recording: Recording,
+    out: Path,
+    *,
+    behaviours: list[str],
+    graphs: list[str],
+) -> Manifest:
+    """Write the bundle of one session, with graphs and a parity report; returns its manifest.
+
+    Raises `BadInput` for a window-form model, an unknown behaviour, or a bundle that fails parity.
+    """
+    if info.config.model.form != "stream":
+        raise BadInput(out, "model.form", info.config.model.form,
+                       "'stream': only the streaming form is served")
+    from neds_rt.engines.onnx_graph import build_step_graph
+
+    state, config = recording.state, info.config.model
+    parts = {
+        "session": state.session,
+        "subject": state.subject,
+        "bin_size_s": info.config.data.bin_size_s,
+        "shape": Shape(hidden=config.hidden, layers=config.layers, heads=config.heads,
+                       mlp=config.mlp, window=config.window, conv=config.conv,
+                       rope_base=config.rope_base),
+        "units": state.units,
+        "modalities": _modalities(model, recording, behaviours),
+        "weights": fold_weights(model, state, behaviours),
+        "provenance": {**info.provenance, "exported_by": created_by(), "step": info.step,
+                       "split": state.split},
+    }
+    draft = make_bundle(**parts)
+    files = {"model.onnx": build_step_graph(draft.manifest, draft.weights)}
+    if "window" in graphs:
+        files["window.onnx"] = window_graph(draft)
+    draft = make_bundle(**parts, files=files)
+    parity = parity_report(model, recording, draft)
+    return write_bundle(out, **parts, files=files, parity=parity)
+
+
+def _modalities(model: Neds, recording: Recording, behaviours: list[str]) -> list[ModalityOut]:
+    """The decoded behaviours with their residual spread on the validation part."""
+    pairs = decode_part(model, recording, "val")
+    sd = {
+        b.name: _residual_sd(b, truth, predicted)
+        for b, (truth, predicted) in zip(recording.state.behaviours, pairs, strict=True)
+    }
+    return [
+        ModalityOut(name=b.name, kind=b.kind, n_outputs=b.spec.n_outputs, unit=b.unit,
+                    classes=b.classes, sd=sd[b.name])
+        for _, b in _chosen(model, recording.state, behaviours)
+    ]
+
+
+def _residual_sd(behaviour: BehaviourState, truth: Floats, predicted: Floats) -> list[float]:
+    if behaviour.kind != "continuous":
+        return []
+    error = (truth - predicted)[~np.isnan(truth).any(1)]
+    # Without a known value on the validation part the training spread is the honest answer.
+    return [float(s) for s in error.std(0)] if len(error) > 1 else behaviour.sd
+
+
+def parity_report(model: Neds, recording: Recording, bundle: Bundle) -> dict[str, Any]:
+    """Largest and RMS error of each engine against torch on held-back rows, relative to outputs.
+
+    Raises `BadInput` when an engine is off by more than `PARITY_LIMIT`.
+    """
+    first, stop = recording.runs_within("test")[0]
+    stop = min(stop, first + PARITY_BINS)
+    names = [m.name for m in bundle.manifest.modalities]
+    decoded = decode_rows(model, recording, first, stop)
+    truth = np.concatenate(
+        [d for b, d in zip(recording.state.behaviours, decoded, strict=True) if b.name in names], 1
+    )
+    scale = float(np.abs(truth).max())
+    report: dict[str, Any] = {"reference": "torch batch form, float32", "bins": stop - first}
+    counts = recording.counts[first:stop].numpy().astype(np.uint16)
+    for name in ("native", "onnx"):
+        engine = load_engine(name, bundle)
+        found = np.stack([engine.step(row).copy() for row in counts])
+        error = np.abs(found - truth) / scale
+        if not error.max() <= PARITY_LIMIT:
+            raise BadInput(name, "parity", f"{error.max():.2e}", f"at most {PARITY_LIMIT:.0e}")
+        report[name] = {"max": float(error.max()), "rms": float(np.sqrt((error**2).mean()))}
+    return report
