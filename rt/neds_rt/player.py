@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import zmq
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from neds_rt.errors import BadInput, StartError
 from neds_rt.wire import SPIKE_DTYPE, WIRE_VERSION, SpikeHeader, encode_spikes
@@ -59,6 +59,11 @@ def endpoint_of(uri: str) -> str:
         if uri.startswith(scheme):
             return plain + uri[len(scheme) :]
     raise BadInput(uri, "URI scheme", uri.partition("://")[0], f"one of {', '.join(SCHEMES)}")
+
+
+def sample_edge(bins: ArrayLike, fs: float, bin_size_s: float) -> NDArray[np.int64]:
+    """Return the first sample of each bin on the absolute grid of the sample clock."""
+    return np.floor(np.asarray(bins) * (fs * bin_size_s) + 0.5).astype(np.int64)
 
 
 def empty_spikes(n: int = 0) -> NDArray[np.void]:
@@ -125,9 +130,15 @@ class Player:
             raise StartError(f"{self.uri}: subscriber took nothing for {STALL_S:g} s") from error
         self._seq += 1
 
-    def play(self, blocks: Iterable[Block], speed: float) -> Played:
-        """Send all blocks at `speed` times real time; `float("inf")` sends as fast as they go."""
-        start = time.monotonic_ns()
+    def play(
+        self, blocks: Iterable[Block], speed: float, *, start_ns: int | None = None
+    ) -> Played:
+        """Send all blocks at `speed` times real time; `float("inf")` sends as fast as they go.
+
+        `start_ns` is the monotonic time at which the first block's first sample is recorded, now
+        if not given.
+        """
+        start = time.monotonic_ns() if start_ns is None else start_ns
         ns_per_sample = 1e9 / (self.fs * speed)
         late: list[int] = []
         frames = spikes = unheard = first = last = 0

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neds_rt.errors import BadInput, StartError
-from neds_rt.player import Block, empty_spikes
+from neds_rt.player import Block, empty_spikes, sample_edge
 
 SCHEMA = "neds-session-1"
 COUNTS_FS = 30_000.0  # sample clock given to sessions that have none of their own
@@ -81,8 +81,8 @@ class CountRecording:
         self._counts = np.zeros((len(bins), units.n_units), np.uint16)
         played = np.flatnonzero(units.index >= 0)
         self._counts[:, units.index[played]] = counts[:, played]
-        self._start = bin_edges(bins, self.fs, bin_size_s)
-        self._end = bin_edges(bins + 1, self.fs, bin_size_s)
+        self._start = sample_edge(bins, self.fs, bin_size_s)
+        self._end = sample_edge(bins + 1, self.fs, bin_size_s)
         breaks = np.flatnonzero(np.diff(bins) != 1) + 1
         self.spans = np.stack(
             [self._start[np.r_[0, breaks]], self._end[np.r_[breaks, len(bins)] - 1]], axis=1
@@ -125,20 +125,14 @@ def spread_counts(
     return spikes
 
 
-def bin_edges(bins: NDArray[np.int64] | int, fs: float, bin_size_s: float) -> NDArray[np.int64]:
-    """Return the first sample of each bin on the absolute grid of the sample clock."""
-    edges = np.floor(np.asarray(bins) * (fs * bin_size_s) + 0.5)
-    return edges.astype(np.int64)
-
-
 def bin_axis(recording: Recording, bin_size_s: float) -> NDArray[np.int64]:
     """Return the indices of all bins that lie wholly inside the recording's spans, ascending."""
     width = recording.fs * bin_size_s
     parts = []
     for start, end in recording.spans.tolist():
         bins = np.arange(int(start / width) - 1, int(end / width) + 2)
-        first = bin_edges(bins, recording.fs, bin_size_s)
-        after = bin_edges(bins + 1, recording.fs, bin_size_s)
+        first = sample_edge(bins, recording.fs, bin_size_s)
+        after = sample_edge(bins + 1, recording.fs, bin_size_s)
         parts.append(bins[(first >= max(start, 0)) & (after <= end)])
     return np.concatenate([np.zeros(0, np.int64), *parts])
 
@@ -205,7 +199,7 @@ def _read(
         raise BadInput(path, "spikes/sample", "unsorted samples", "ascending samples")
     fs = float(file["spikes"].attrs["fs"])
     domain = np.stack([_get(file, path, "domain/start"), _get(file, path, "domain/end")], axis=1)
-    spans = np.floor(domain * fs + 0.5).astype(np.int64)
+    spans = np.rint(domain * fs).astype(np.int64)
     return EventRecording(session, fs, units, spans, sample.astype(np.int64), unit)
 
 
