@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 import time
 from collections import defaultdict
 from collections.abc import Iterator
@@ -26,9 +25,8 @@ from neds_rt.errors import BadInput
 from neds_rt.machine import machine_facts
 
 from neds.baselines import GruConfig, gru_part, ridge, train_gru
-from neds.commands.prepare import prepare_file
 from neds.config import RunConfig, load_recipe
-from neds.data.store import read_session
+from neds.data.presets import read_preset
 from neds.dataset import Recording, describe, to_recording
 from neds.evaluate import decode_part, encode_part
 from neds.metrics import bits_per_spike, score
@@ -85,8 +83,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def within(path: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows of one session, all models and seeds."""
-    with tempfile.TemporaryDirectory() as folder:
-        session = read_session(prepare_file(path, Path(folder), preset=args.preset))
+    session = read_preset(path, args.preset)
     config = load_recipe(args.recipe, recipe_overrides(session, args))
     binned, state = describe(session, config.data, config.model.window)
     recording = to_recording(binned, state)

@@ -52,14 +52,15 @@ def ridge(recording: Recording, behaviour: int, lags: int = 10) -> NDArray[np.fl
     train, val = _rows(recording, "train", known), _rows(recording, "val", known)
     truth = recording.values[state.name]
 
+    gram, cross = x[train].T @ x[train], x[train].T @ y[train]
+
     def validation(strength: float) -> float:
-        weights = _solve(x[train], y[train], strength)
+        weights = _solve(gram, cross, strength)
         predicted = to_units(state, torch.from_numpy(x[val] @ weights)).numpy()
         return score(state.kind, truth[val], predicted)[KINDS[state.kind].metrics[0]]
 
     best = max(RIDGE_STRENGTHS, key=validation)
-    both = np.concatenate([train, val])
-    weights = _solve(x[both], y[both], best)
+    weights = _solve(gram + x[val].T @ x[val], cross + x[val].T @ y[val], best)
     return to_units(state, torch.from_numpy(x @ weights)).float().numpy()
 
 
@@ -75,10 +76,10 @@ def lagged(recording: Recording, lags: int) -> Floats:
     return x
 
 
-def _solve(x: Floats, y: Floats, strength: float) -> Floats:
-    gram = x.T @ x
-    gram[np.diag_indices(len(gram) - 1)] += strength  # the constant is not shrunk
-    return np.linalg.solve(gram, x.T @ y)
+def _solve(gram: Floats, cross: Floats, strength: float) -> Floats:
+    shrunk = gram.copy()
+    shrunk[np.diag_indices(len(gram) - 1)] += strength  # the constant is not shrunk
+    return np.asarray(np.linalg.solve(shrunk, cross), np.float64)
 
 
 def _rows(recording: Recording, part: str, known: NDArray[np.bool_]) -> NDArray[np.int64]:

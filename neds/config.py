@@ -14,11 +14,7 @@ import msgspec
 from neds_rt.errors import BadInput
 
 
-class _Strict(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    pass
-
-
-class DataConfig(_Strict):
+class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What of a session is used, and how it is cut."""
 
     bin_size_s: float = 0.02
@@ -27,7 +23,7 @@ class DataConfig(_Strict):
     min_rate_hz: float = 0.0  # units below this rate on the training part are dropped
 
 
-class ModelConfig(_Strict):
+class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Sizes and form of the transformer (NEDS section 2 in its paper: 5 layers, width 256)."""
 
     form: str = "stream"  # "stream": causal, banded, O(1) a bin; "window": bidirectional, as the paper
@@ -42,7 +38,7 @@ class ModelConfig(_Strict):
     rope_base: float = 10000.0
 
 
-class MaskingConfig(_Strict):
+class MaskingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Probability of each of the five schemes (paper section 3) and the share of masked bins."""
 
     encoding: float = 0.2
@@ -53,7 +49,7 @@ class MaskingConfig(_Strict):
     ratio: float = 0.3
 
 
-class TrainConfig(_Strict):
+class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The training loop."""
 
     steps: int = 1000
@@ -70,7 +66,7 @@ class TrainConfig(_Strict):
     seed: int = 0
 
 
-class RunConfig(_Strict):
+class RunConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """A whole recipe."""
 
     data: DataConfig = DataConfig()

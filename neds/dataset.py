@@ -99,7 +99,8 @@ def describe(session: Session, config: DataConfig, gap_bins: int) -> tuple[Binne
 
 def to_recording(binned: Binned, state: SessionState) -> Recording:
     """Turn a binned session into tensors with the scalers and units of `state`."""
-    counts = torch.from_numpy(binned.counts[:, state.unit_rows].astype(np.float32))
+    rows = np.ascontiguousarray(binned.counts[:, state.unit_rows], np.float32)
+    counts = torch.from_numpy(rows)
     encoded, known = [], []
     for b in state.behaviours:
         values = torch.from_numpy(binned.values[b.name])

@@ -7,7 +7,7 @@ parity report says how far each engine is from the torch model on rows that were
 
 from __future__ import annotations
 
-import io
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from neds.checkpoint import BehaviourState, CheckpointInfo, SessionState, create
 from neds.config import ModelConfig
 from neds.dataset import Recording
 from neds.evaluate import decode_part, decode_rows
-from neds.model import BehaviourSpec, BehaviourStitch, Block, Neds, SessionSpec
+from neds.model import BehaviourSpec, BehaviourStitch, Neds, SessionSpec
 
 Floats = NDArray[np.float32]
 PARITY_BINS = 2000
@@ -46,11 +46,10 @@ def fold_weights(model: Neds, state: SessionState, behaviours: list[str]) -> dic
         "norm.weight": model.norm.weight,
         "norm.bias": model.norm.bias,
     }
-    if model.config.conv:
+    if model.conv is not None and model.conv.bias is not None:
         named["conv.weight"] = model.conv.weight[:, 0].flip(-1).T  # tap j multiplies bin t - j
         named["conv.bias"] = model.conv.bias
-    for i, block in enumerate(model.blocks):
-        assert isinstance(block, Block)
+    for i, block in enumerate(model.layers()):
         for name, parameter in block.named_parameters():
             named[f"layers.{i}.{name}"] = parameter
     heads = [_scaled_head(part, behaviour) for part, behaviour in parts]
@@ -67,8 +66,7 @@ def _chosen(
         if name not in by_name:
             raise BadInput("--behaviours", "name", repr(name), f"some of {', '.join(by_name)}")
     chosen = []
-    for part in model.stitcher(state.session).behaviours:
-        assert isinstance(part, BehaviourStitch)
+    for part in model.stitcher(state.session).parts():
         if not behaviours or part.spec.name in behaviours:
             chosen.append((part, by_name[part.spec.name]))
     return chosen
@@ -105,17 +103,16 @@ def unfold_model(bundle: Bundle) -> Neds:
         model.modality[0] = state["input.token"]
         for m, spec in enumerate(specs):
             model.modality[model.modality_index[spec.name]] = state["queries"][m]
-        if shape.conv:
+        if model.conv is not None and model.conv.bias is not None:
             model.conv.weight[:, 0] = state["conv.weight"].T.flip(-1)
             model.conv.bias.copy_(state["conv.bias"])
         model.norm.weight.copy_(state["norm.weight"])
         model.norm.bias.copy_(state["norm.bias"])
-        for i, block in enumerate(model.blocks):
+        for i, block in enumerate(model.layers()):
             for name, parameter in block.named_parameters():
                 parameter.copy_(state[f"layers.{i}.{name}"])
         row = 0
-        for part in stitch.behaviours:
-            assert isinstance(part, BehaviourStitch)
+        for part in stitch.parts():
             stop = row + part.spec.n_outputs
             part.out.weight.copy_(state["head.weight"][row:stop])
             part.out.bias.copy_(state["head.bias"][row:stop])
@@ -155,14 +152,14 @@ def window_graph(bundle: Bundle) -> bytes:
     shape = bundle.manifest.shape
     counts = torch.zeros(1, shape.window, len(bundle.manifest.units))
     lost = torch.zeros(1, shape.window, dtype=torch.bool)
-    buffer = io.BytesIO()
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
         warnings.simplefilter("ignore")  # the exporter warns of its own deprecations
+        path = Path(folder) / "window.onnx"
         torch.onnx.export(
-            BatchDecoder(bundle).eval(), (counts, lost), buffer, opset_version=18, dynamo=False,
+            BatchDecoder(bundle).eval(), (counts, lost), str(path), opset_version=18, dynamo=False,
             input_names=["counts", "lost"], output_names=["outputs"],
         )
-    return buffer.getvalue()
+        return path.read_bytes()
 
 
 def export(
@@ -184,7 +181,7 @@ def export(
     from neds_rt.engines.onnx_graph import build_step_graph
 
     state, config = recording.state, info.config.model
-    parts = {
+    parts: dict[str, Any] = {
         "session": state.session,
         "subject": state.subject,
         "bin_size_s": info.config.data.bin_size_s,

@@ -90,7 +90,8 @@ class Block(nn.Module):
         mixed = mixed.transpose(1, 2).reshape(batch, tokens, width).masked_fill(blind, 0.0)
         x = x + self.dropout(self.out(mixed))
         hidden = F.gelu(self.up(self.norm2(x)), approximate="tanh")
-        return x + self.dropout(self.down(hidden))
+        x = x + self.dropout(self.down(hidden))
+        return x
 
 
 class BehaviourStitch(nn.Module):
@@ -118,6 +119,10 @@ class Stitcher(nn.Module):
         self.behaviours = nn.ModuleList(BehaviourStitch(b, width) for b in spec.behaviours)
         self.embedding = nn.Parameter(torch.zeros(width))
 
+    def parts(self) -> list[BehaviourStitch]:
+        """The behaviours' stitches, in the session's order."""
+        return [part for part in self.behaviours if isinstance(part, BehaviourStitch)]
+
 
 class Neds(nn.Module):
     """Spikes and behaviours of one session in, predictions of every modality out.
@@ -128,6 +133,9 @@ class Neds(nn.Module):
     4. pre-norm transformer over the (1 + M) T tokens, ordered by modality, then bin
     5. the session's heads: log spike rates (B, T, N) and one output per behaviour
     """
+
+    conv: nn.Conv1d | None
+    norm: nn.LayerNorm
 
     def __init__(self, config: ModelConfig, sessions: list[SessionSpec]) -> None:
         super().__init__()
@@ -141,8 +149,7 @@ class Neds(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(width))
         if config.form == "window":
             self.position = nn.Parameter(torch.randn(config.window, width) * 0.02)
-        if config.conv:
-            self.conv = nn.Conv1d(width, width, config.conv, groups=width)
+        self.conv = nn.Conv1d(width, width, config.conv, groups=width) if config.conv else None
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width)
         self.token_dropout = nn.Dropout(config.token_dropout)
@@ -152,9 +159,13 @@ class Neds(nn.Module):
         # Residual branches start small ("fixup", paper section 2.3), so that depth trains at once.
         scale = 0.67 * self.config.layers**-0.25
         with torch.no_grad():
-            for block in self.blocks:
+            for block in self.layers():
                 for linear in (block.out, block.up, block.down):
                     linear.weight.mul_(scale)
+
+    def layers(self) -> list[Block]:
+        """The transformer layers, first to last."""
+        return [block for block in self.blocks if isinstance(block, Block)]
 
     def stitcher(self, session: str) -> Stitcher:
         """The session's own parameters; raises KeyError for a session the model does not have."""
@@ -180,8 +191,7 @@ class Neds(nn.Module):
         stitch = self.stitcher(session)
         batch, bins = counts.shape[:2]
         tokens = [self.spike_tokens(stitch, counts, hidden_spikes)]
-        for m, part in enumerate(stitch.behaviours):
-            assert isinstance(part, BehaviourStitch)
+        for m, part in enumerate(stitch.parts()):
             token = torch.where(
                 hidden_behaviours[:, m, :, None],
                 self.mask_token,
@@ -194,7 +204,7 @@ class Neds(nn.Module):
         visible = torch.cat((~hidden_spikes, (~hidden_behaviours).flatten(1)), 1)
         x = self.encode(x, visible, bins, first_bin)
         parts = x.split(bins, dim=1)
-        outputs = [part.out(z) for part, z in zip(stitch.behaviours, parts[1:], strict=True)]
+        outputs = [part.out(z) for part, z in zip(stitch.parts(), parts[1:], strict=True)]
         return stitch.spikes_out(parts[0]), outputs
 
     def spike_tokens(self, stitch: Stitcher, counts: Tensor, hidden: Tensor) -> Tensor:
@@ -203,7 +213,7 @@ class Neds(nn.Module):
         A hidden bin enters the convolution as zero, so its counts reach no other token.
         """
         embedded = stitch.spikes_in(counts.sqrt()).masked_fill(hidden[..., None], 0.0)
-        if self.config.conv:
+        if self.conv is not None:
             padded = F.pad(embedded.transpose(1, 2), (self.config.conv - 1, 0))
             embedded = embedded + F.gelu(self.conv(padded), approximate="tanh").transpose(1, 2)
         tokens = torch.where(hidden[..., None], self.mask_token, self.token_dropout(embedded))
@@ -219,9 +229,10 @@ class Neds(nn.Module):
         sees = self.attention_mask(visible, bins)
         blind = ~sees.any(-1, keepdim=True)  # (B, S, 1): a row without anything to see adds zero
         sees = (sees | blind)[:, None]
-        for block in self.blocks:
+        for block in self.layers():
             x = block(x, sees, blind, cos, sin)
-        return self.norm(x)
+        normed: Tensor = self.norm(x)
+        return normed
 
     def attention_mask(self, visible: Tensor, bins: int) -> Tensor:
         """Who sees whom, (B, S, S) bool: rows are queries, columns keys."""

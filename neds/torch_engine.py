@@ -83,10 +83,10 @@ class EagerLastBin(EagerWindow):
         blind = ~sees.any(-1, keepdim=True)
         head = model.config.hidden // model.config.heads
         cos, sin = rotary_phases(positions, head, model.config.rope_base)
-        for block in model.blocks:
+        for block in model.layers():
             x = block(x, (sees | blind)[None, None], blind[None], cos, sin)
         x = model.norm(x)[0, self.window :]
-        outputs = [part.out(z) for part, z in zip(stitch.behaviours, x, strict=True)]
+        outputs = [part.out(z) for part, z in zip(stitch.parts(), x, strict=True)]
         kinds = [b.kind for b in stitch.spec.behaviours]
         return torch.cat([o.softmax(-1) if k == "categorical" else o
                           for k, o in zip(kinds, outputs, strict=True)])

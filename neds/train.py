@@ -151,7 +151,8 @@ def drop_units(counts: Tensor, share: float, generator: torch.Generator) -> Tens
 def make_optimiser(model: Neds, knobs: TrainConfig) -> torch.optim.AdamW:
     """AdamW; no weight decay on biases, norms, embeddings and stitchers."""
     stitchers = {id(p) for p in model.stitchers.parameters()}
-    decayed, free = [], []
+    decayed: list[Tensor] = []
+    free: list[Tensor] = []
     for name, parameter in model.named_parameters():
         plain = parameter.ndim < 2 or name in ("modality", "position") or id(parameter) in stitchers
         (free if plain else decayed).append(parameter)

@@ -110,7 +110,7 @@ def _write_predictions(path: Any, model: Neds, recording: Recording, part: str) 
     from neds.evaluate import decode_part
 
     runs = recording.runs_within(part)
-    arrays = {"bin": np.concatenate([recording.bin[a:b] for a, b in runs])}
+    arrays: dict[str, Any] = {"bin": np.concatenate([recording.bin[a:b] for a, b in runs])}
     for b, (truth, predicted) in zip(
         recording.state.behaviours, decode_part(model, recording, part), strict=True
     ):

@@ -67,17 +67,18 @@ def run(args: argparse.Namespace) -> int:
         },
     )
     save_checkpoint(out, result.model, info)
+    parameters = count_parameters(result.model)
     summary = {
         "checkpoint": str(out),
         "validation": result.best_score,
         "best_step": result.best_step,
         "seconds": round(result.seconds, 1),
-        "parameters": count_parameters(result.model),
+        "parameters": parameters,
     }
     if args.json:
         print(json.dumps(summary))
     else:
         print(f"wrote {out}: validation {result.best_score:.3f} at step {result.best_step}, "
-              f"{result.seconds:.0f} s, {summary['parameters']['backbone']:,} backbone + "
-              f"{summary['parameters']['stitchers']:,} stitcher parameters")
+              f"{result.seconds:.0f} s, {parameters['backbone']:,} backbone + "
+              f"{parameters['stitchers']:,} stitcher parameters")
     return 0

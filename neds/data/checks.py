@@ -54,6 +54,15 @@ def as_integers(field: str, value: ArrayLike) -> NDArray[np.int64]:
     return array.astype(np.int64)
 
 
+def as_int32(field: str, value: ArrayLike) -> NDArray[np.int32]:
+    """Return `value` as one int32 column; numbers beyond its range are `BadInput`."""
+    array = as_integers(field, value)
+    limit = np.iinfo(np.int32)
+    if array.size and (array.min() < limit.min or array.max() > limit.max):
+        raise BadInput(WHERE, field, int(array[np.abs(array).argmax()]), "32-bit whole numbers")
+    return array.astype(np.int32)
+
+
 def as_strings(field: str, value: ArrayLike, length: int) -> NDArray[np.str_]:
     """Return `value` as a column of `length` strings; one string is repeated."""
     array = np.asarray(value)

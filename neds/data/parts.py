@@ -16,6 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from neds.data.checks import (
     WHERE,
     as_floats,
+    as_int32,
     as_integers,
     as_strings,
     frozen,
@@ -25,6 +26,9 @@ from neds.data.checks import (
 )
 
 KINDS = ("continuous", "circular", "categorical")
+MAX_SECONDS = 1e9
+"""Times beyond this are of another unit or scale: a sample number would soon overflow."""
+
 SNAP_S = 1e-6
 """A query this close to a behaviour's time stamp is that time stamp: clocks differ by rounding."""
 
@@ -54,8 +58,8 @@ class Units:
             raise BadInput(WHERE, "units", 0, "at least one unit")
         columns: dict[str, NDArray[Any]] = {
             "probe": as_strings("units.probe", self.probe, n),
-            "channel": as_integers("units.channel", self.channel).astype(np.int32),
-            "cluster": as_integers("units.cluster", self.cluster).astype(np.int32),
+            "channel": as_int32("units.channel", self.channel),
+            "cluster": as_int32("units.cluster", self.cluster),
             "region": as_strings("units.region", self.region, n),
             "depth_um": as_floats("units.depth_um", self.depth_um, 1).astype(np.float32),
         }
@@ -95,12 +99,12 @@ class Spikes:
     def __post_init__(self) -> None:
         fs = positive("spikes.fs", self.fs)
         sample = as_integers("spikes.sample", self.sample)
-        unit = as_integers("spikes.unit_index", self.unit_index)
+        unit = as_int32("spikes.unit_index", self.unit_index)
         same_length("spikes.unit_index", unit, len(sample), "spikes")
         sorted_finite("spikes.sample", sample)
         if sample.size and sample[0] < 0:
             raise BadInput(WHERE, "spikes.sample", int(sample[0]), "no spike before time 0")
-        _set(self, sample=frozen(sample), unit_index=frozen(unit.astype(np.int32)), fs=fs)
+        _set(self, sample=frozen(sample), unit_index=frozen(unit), fs=fs)
 
     @classmethod
     def from_seconds(
@@ -109,8 +113,10 @@ class Spikes:
         """Make events from times in seconds, each rounded to the nearest sample."""
         times = as_floats("spikes.times_s", times_s, 1)
         sorted_finite("spikes.times_s", times)
+        if times.size and times[-1] > MAX_SECONDS:
+            raise BadInput(WHERE, "spikes.times_s", times[-1], f"seconds, below {MAX_SECONDS:g}")
         samples = np.rint(times * positive("spikes.fs", fs)).astype(np.int64)
-        return cls(sample=samples, unit_index=np.asarray(unit_index, dtype=None), fs=fs)
+        return cls(sample=samples, unit_index=np.asarray(unit_index), fs=fs)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -184,12 +190,13 @@ class Behaviour:
         if values.size == 0:
             raise BadInput(WHERE, "values", f"shape {values.shape}", "a sample and column or more")
         sorted_finite("timestamps", times)
-        self._check_values(values)
+        with np.errstate(over="ignore"):
+            narrow = values.astype(np.float32)
         classes = tuple(str(name) for name in self.classes)
-        _set(self, timestamps=frozen(times), values=frozen(values.astype(np.float32)),
-             classes=classes)
+        _set(self, timestamps=frozen(times), values=frozen(narrow), classes=classes)
+        self._check_values(narrow)
 
-    def _check_values(self, values: NDArray[np.float64]) -> None:
+    def _check_values(self, values: NDArray[np.float32]) -> None:
         bad = ~np.isfinite(values) if not self.gaps else np.isinf(values)
         if bad.any():
             row = int(np.flatnonzero(bad.any(axis=1))[0])

@@ -7,6 +7,7 @@ Bins lie on the absolute grid that live decoding uses: bin k holds the samples
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -73,6 +74,10 @@ class Session:
             if not name or "/" in name or name.startswith("."):
                 raise BadInput(WHERE, "behaviour name", repr(name), "a name without /")
         self._check_spikes_in_domain()
+        try:
+            json.dumps(dict(self.metadata))
+        except (TypeError, ValueError) as error:
+            raise BadInput(WHERE, "metadata", error, "values that JSON can hold") from error
 
     def _check_units(self) -> None:
         if isinstance(self.spikes, Counts):

@@ -13,6 +13,7 @@ Groups carry the attribute `object` with the name of temporaldata's class for su
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import platform
@@ -39,6 +40,12 @@ PACKAGES = ("neds", "numpy", "h5py")
 def session_path(folder: Path, session: str) -> Path:
     """Return where the session of that name lies in a store folder."""
     return folder / f"{session}.h5"
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def provenance(
@@ -98,7 +105,7 @@ def _write(file: Any, session: Session, origin: dict[str, Any]) -> None:
     units = _group(file, "units", "ArrayDict")
     for name in UNIT_COLUMNS:
         _column(units, name, getattr(session.units, name))
-    behaviours = file.create_group("behaviour")
+    behaviours = file.create_group("behaviour", track_order=True)
     for name, b in session.behaviours.items():
         group = _group(behaviours, name, "IrregularTimeSeries", kind=b.kind, unit=b.unit,
                        classes=json.dumps(list(b.classes)), gaps=b.gaps)
@@ -113,7 +120,7 @@ def _write(file: Any, session: Session, origin: dict[str, Any]) -> None:
 
 
 def _group(parent: Any, name: str, like: str, /, **attributes: Any) -> Any:
-    group = parent.create_group(name)
+    group = parent.create_group(name, track_order=True)
     group.attrs.update({"object": like} | attributes)
     return group
 

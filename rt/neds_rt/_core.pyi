@@ -1,0 +1,130 @@
+"""Types of the C++ extension: `rt/src/bind_stream.cpp`, then `rt/src/bind_step.cpp`."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from typing_extensions import Buffer
+
+import numpy as np
+from numpy.typing import NDArray
+
+COUNTERS: tuple[str, ...]
+REASONS: tuple[str, ...]
+
+def bin_spikes(
+    samples: NDArray[np.int64],
+    units: NDArray[np.int64],
+    n_units: int,
+    fs: float,
+    bin_size_s: float,
+    first_bin: int,
+    n_bins: int,
+) -> NDArray[np.uint16]: ...
+def bin_edge(bin: int, fs: float, bin_size_s: float) -> int: ...
+def bin_of(sample: int, fs: float, bin_size_s: float) -> int: ...
+def parse_header(data: Buffer) -> tuple[Any, ...] | str: ...
+def monotonic_ns() -> int: ...
+
+class Assembler:
+    """Frames of several streams -> closed bins, by watermark."""
+
+    def __init__(
+        self,
+        bin_size_s: float,
+        streams: Sequence[tuple[str, Sequence[int]]],
+        n_units: int,
+        open_bins: int,
+    ) -> None: ...
+    def push(
+        self, header: Buffer, payload: Buffer, header_size: int = -1, payload_size: int = -1
+    ) -> int: ...
+    def refuse(self, kind: int) -> None: ...
+    def pop(self) -> int: ...
+    def end_s(self, bin: int) -> float: ...
+    @property
+    def available(self) -> int: ...
+    @property
+    def bin(self) -> int: ...
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def session(self) -> str: ...
+    @property
+    def spike_lag_s(self) -> float: ...
+    @property
+    def counts(self) -> NDArray[np.uint16]: ...
+    @property
+    def counters(self) -> NDArray[np.int64]: ...
+
+class Modality:
+    """One decoded behaviour, as the encoder needs it."""
+
+    def __new__(
+        cls,
+        name: str,
+        kind: str,
+        n_outputs: int,
+        classes: Sequence[str] = ...,
+        sd: Sequence[float] = ...,
+    ) -> Modality: ...
+
+class DecodeEncoder:
+    """Writes decode messages into one buffer."""
+
+    def __init__(
+        self, modalities: Sequence[Modality], model: str, max_session_bytes: int
+    ) -> None: ...
+    def set_session(self, name: str) -> None: ...
+    def encode(
+        self,
+        seq: int,
+        bin: int,
+        t_s: float,
+        spike_lag_s: float,
+        recv_ns: int,
+        reason: int,
+        outputs: NDArray[np.float32] | None,
+    ) -> int: ...
+    @property
+    def n_outputs(self) -> int: ...
+    @property
+    def pub_ns(self) -> int: ...
+    @property
+    def reason(self) -> int: ...
+    @property
+    def buffer(self) -> NDArray[np.uint8]: ...
+
+def supported_isas() -> list[str]: ...
+
+class StepEngine:
+    def __init__(
+        self,
+        *,
+        units: int,
+        hidden: int,
+        layers: int,
+        heads: int,
+        mlp: int,
+        window: int,
+        conv: int,
+        rope_base: float,
+        modalities: Sequence[tuple[int, bool]],
+        weights: Mapping[str, NDArray[np.float32]],
+        isa: str = "",
+    ) -> None: ...
+    def step(self, counts: NDArray[np.uint16], present: bool = True) -> None: ...
+    def skip(self, n_bins: int) -> None: ...
+    def reset(self) -> None: ...
+    def warm(self) -> None: ...
+    @property
+    def outputs(self) -> NDArray[np.float32]: ...
+    @property
+    def n_units(self) -> int: ...
+    @property
+    def n_outputs(self) -> int: ...
+    @property
+    def position(self) -> int: ...
+    @property
+    def arena_bytes(self) -> int: ...
+    @property
+    def isa(self) -> str: ...

@@ -1,0 +1,171 @@
+"""Engine `onnx`: ONNX Runtime on one CPU thread over the exported step, bound to fixed memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neds_rt.bundle import Bundle
+from neds_rt.engines.onnx_graph import MASKED, build_step_graph
+from neds_rt.errors import BadInput
+
+
+class OnnxEngine:
+    """`model.onnx` of the bundle, or the same graph built in memory when the bundle has none.
+
+    Inputs and outputs of the graph (see `onnx_graph`) are views of arrays made here once; a step
+    writes the new key and value into the ring by itself. Raises `BadInput` when ONNX Runtime
+    refuses the graph, `NedsError` when one has to be built and `onnx` is not installed.
+    """
+
+    name = "onnx"
+    precision = "float32"
+
+    def __init__(self, bundle: Bundle) -> None:
+        manifest, shape = bundle.manifest, bundle.manifest.shape
+        self.n_units = len(manifest.units)
+        self.n_outputs = sum(modality.n_outputs for modality in manifest.modalities)
+        self._window = shape.window
+        self._position = 0
+        heads, d = shape.heads, shape.hidden // shape.heads
+        self._frequencies = shape.rope_base ** (-np.arange(d // 2) / (d / 2))
+        self._angle = np.zeros(d // 2)
+        self._counts = np.zeros(self.n_units, np.float32)
+        self._cos = np.ones(d // 2, np.float32)
+        self._sin = np.zeros(d // 2, np.float32)
+        self._live = np.ones(1, np.float32)
+        self._slot_bias = np.full(shape.window, MASKED, np.float32)
+        self._keys = np.zeros((shape.layers, heads, d, shape.window), np.float32)
+        self._values = np.zeros((shape.layers, heads, shape.window, d), np.float32)
+        self._embeddings = np.zeros((max(shape.conv - 1, 0), shape.hidden), np.float32)
+        self._new_key = np.zeros((shape.layers, heads, d), np.float32)
+        self._new_value = np.zeros((shape.layers, heads, d), np.float32)
+        self._embedding = np.zeros(shape.hidden, np.float32)
+        self._outputs = np.zeros(self.n_outputs, np.float32)
+        self._discarded = np.zeros(self.n_outputs, np.float32)
+        model = bundle.onnx_bytes or build_step_graph(manifest, bundle.weights)
+        session, options = _open_session(model, bundle.where)
+        self._session = session
+        self._options = options
+        inputs = self._input_arrays(shape.layers)
+        self._binding = self._bind(inputs, self._outputs, bundle.where)
+        self._dry_binding = self._bind(inputs, self._discarded, bundle.where)
+
+    def reset(self) -> None:
+        """Forget all bins: the next step is bin 0 of a new stream."""
+        self._position = 0
+        self._slot_bias.fill(MASKED)
+        self._embeddings.fill(0.0)
+        self._outputs.fill(0.0)
+
+    def step(self, counts: NDArray[np.uint16], present: bool = True) -> NDArray[np.float32]:
+        """Advance by one bin; returns the engine's own buffer, shape (n_outputs,).
+
+        Raises `ValueError` for counts of another length.
+        """
+        if counts.shape != self._counts.shape:
+            raise ValueError(f"counts: found shape {counts.shape}, expected ({self.n_units},)")
+        if present:
+            self._counts[:] = counts
+        else:
+            self._counts.fill(0.0)
+        slot = self._position % self._window
+        self._live[0] = present
+        self._slot_bias[slot] = MASKED
+        self._set_phases()
+        self._session.run_with_iobinding(self._binding, self._options)
+        if present:
+            self._keys[:, :, :, slot] = self._new_key
+            self._values[:, :, slot, :] = self._new_value
+            self._slot_bias[slot] = 0.0
+        self._remember_embedding(self._embedding if present else None)
+        self._position += 1
+        return self._outputs
+
+    def skip(self, n_bins: int) -> None:
+        """Advance by `n_bins` lost bins without computing outputs."""
+        if n_bins < 0:
+            raise ValueError(f"n_bins: found {n_bins}, expected at least 0")
+        slots = (self._position + np.arange(min(n_bins, self._window))) % self._window
+        self._slot_bias[slots] = MASKED
+        for _ in range(min(n_bins, len(self._embeddings))):
+            self._remember_embedding(None)
+        self._position += n_bins
+
+    def warm(self) -> None:
+        """Run a step whose result is dropped; later outputs are as if it had not been called."""
+        self._counts.fill(1.0)
+        self._live[0] = 1.0
+        self._set_phases()
+        self._session.run_with_iobinding(self._dry_binding, self._options)
+
+    def _set_phases(self) -> None:
+        np.multiply(self._frequencies, self._position, out=self._angle)
+        np.cos(self._angle, out=self._cos, casting="same_kind")
+        np.sin(self._angle, out=self._sin, casting="same_kind")
+
+    def _remember_embedding(self, embedding: NDArray[np.float32] | None) -> None:
+        if len(self._embeddings):
+            self._embeddings[1:] = self._embeddings[:-1]
+            self._embeddings[0] = 0.0 if embedding is None else embedding
+
+    def _input_arrays(self, n_layers: int) -> dict[str, NDArray[np.float32]]:
+        arrays: dict[str, NDArray[np.float32]] = {
+            "counts": self._counts, "cos": self._cos, "sin": self._sin, "live": self._live,
+            "slot_bias": self._slot_bias,
+        }
+        if len(self._embeddings):
+            arrays["embeddings"] = self._embeddings
+        arrays |= {f"keys.{layer}": self._keys[layer] for layer in range(n_layers)}
+        return arrays | {f"values.{layer}": self._values[layer] for layer in range(n_layers)}
+
+    def _bind(
+        self, inputs: dict[str, NDArray[np.float32]], outputs: NDArray[np.float32], where: str
+    ) -> Any:
+        results = {
+            "outputs": outputs, "new_key": self._new_key, "new_value": self._new_value,
+            "embedding": self._embedding,
+        }
+        binding = self._session.io_binding()
+        try:
+            for value in self._session.get_inputs():
+                array = _same_shape(where, value, inputs)
+                place = (np.float32, array.shape, array.ctypes.data)
+                binding.bind_input(value.name, "cpu", 0, *place)
+            for value in self._session.get_outputs():
+                array = _same_shape(where, value, results)
+                place = (np.float32, array.shape, array.ctypes.data)
+                binding.bind_output(value.name, "cpu", 0, *place)
+        except RuntimeError as error:
+            raise BadInput(where, "model.onnx", error, "the graph of one streaming step") from None
+        return binding
+
+
+def _open_session(model: bytes, where: str) -> tuple[Any, Any]:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its exceptions share no base class of their own
+        raise BadInput(where, "model.onnx", error, "a graph that ONNX Runtime accepts") from None
+    return session, onnxruntime.RunOptions()
+
+
+def _same_shape(
+    where: str, value: Any, arrays: dict[str, NDArray[np.float32]]
+) -> NDArray[np.float32]:
+    """Return the array of a graph's input or output; raises `BadInput` when they differ."""
+    found = (value.name, value.type, list(value.shape))
+    if value.name not in arrays:
+        raise BadInput(where, "model.onnx", found, f"only {', '.join(arrays)}")
+    array = arrays[value.name]
+    if value.type != "tensor(float)" or tuple(value.shape) != array.shape:
+        expected = f"float32 of shape {list(array.shape)}"
+        raise BadInput(where, f"model.onnx {value.name}", found[1:], expected)
+    return array

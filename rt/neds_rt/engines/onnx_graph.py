@@ -1,0 +1,245 @@
+"""The streaming step as an ONNX graph of static shapes, made from a bundle's tensors.
+
+Inputs, all float32: `counts` (U,), `cos` and `sin` (d/2,) of the bin's position, `live` (1,) 1 or
+0, `slot_bias` (W,) 0 or `MASKED`, `keys.i` (h, d, W) and `values.i` (h, W, d) of every layer i, and
+with a convolution `embeddings` (K-1, H), newest first. Outputs: `outputs` (n_outputs,), `new_key`
+and `new_value` (L, h, d), and with a convolution `embedding` (H,).
+
+The rings are inputs only: the caller writes one key and value into its own ring, so that a step
+moves none of it. The slot that the new bin will take must be masked in `slot_bias`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neds_rt.errors import NedsError
+from neds_rt.manifest import Manifest, ModalityOut
+
+OPSET = 20  # the first with Gelu
+IR_VERSION = 9
+MASKED = -1e30  # finite: a row in which everything is masked must not become NaN
+
+
+def build_step_graph(manifest: Manifest, weights: Mapping[str, NDArray[np.float32]]) -> bytes:
+    """Return the serialised ONNX model of one step.
+
+    Raises `NedsError` when the package `onnx` is not installed.
+    """
+    try:
+        import onnx
+    except ImportError:
+        raise NedsError(
+            "building an ONNX graph needs the package 'onnx': pip install 'neds[train]'"
+        ) from None
+    graph = _Graph(onnx.helper, manifest, weights)
+    return bytes(graph.model().SerializeToString())
+
+
+class _Graph:
+    """Nodes in the order of the step; every method returns the name of its result."""
+
+    def __init__(
+        self, helper: Any, manifest: Manifest, weights: Mapping[str, NDArray[np.float32]]
+    ) -> None:
+        self.helper = helper
+        self.float = helper.np_dtype_to_tensor_dtype(np.dtype(np.float32))
+        self.shape = manifest.shape
+        self.units = len(manifest.units)
+        self.modalities = manifest.modalities
+        self.weights = weights
+        self.head_dim = self.shape.hidden // self.shape.heads
+        self.nodes: list[Any] = []
+        self.constants: list[Any] = []
+        self.inputs: list[Any] = []
+        self.outputs: list[Any] = []
+        self.names: set[str] = set()
+
+    def model(self) -> Any:
+        shape, helper = self.shape, self.helper
+        self._input("counts", self.units)
+        self._input("cos", self.head_dim // 2)
+        self._input("sin", self.head_dim // 2)
+        self._input("live", 1)
+        self._input("slot_bias", shape.window)
+        spikes = self._spike_row()
+        queries = self._constant("queries", self.weights["queries"])
+        rows = self._op("Concat", spikes, queries, axis=0)
+        bias, some = self._masks()
+        new_keys, new_values = [], []
+        for layer in range(shape.layers):
+            last = layer == shape.layers - 1
+            rows, key, value = self._layer(layer, rows, bias, some, last)
+            new_keys.append(key)
+            new_values.append(value)
+        self._output("new_key", self._stack(new_keys), shape.layers, shape.heads, self.head_dim)
+        self._output("new_value", self._stack(new_values), shape.layers, shape.heads, self.head_dim)
+        n_outputs = sum(modality.n_outputs for modality in self.modalities)
+        self._output("outputs", self._readouts(rows), n_outputs)
+        graph = helper.make_graph(
+            self.nodes, "neds_step", self.inputs, self.outputs, self.constants
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)])
+        model.ir_version = IR_VERSION
+        model.producer_name = "neds"
+        return model
+
+    def _spike_row(self) -> str:
+        """Return the token of the bin's spikes, (1, H)."""
+        w, hidden, taps = self.weights, self.shape.hidden, self.shape.conv
+        activation = self._op("Unsqueeze", self._op("Sqrt", "counts"), self._axes(0))
+        e = self._op("MatMul", activation, self._constant("input.weight", w["input.weight"]))
+        e = self._op("Add", e, self._constant("input.bias", w["input.bias"]))
+        e = self._op("Mul", e, "live")
+        if taps:
+            self._output("embedding", self._op("Squeeze", e, self._axes(0)), hidden)
+            past = e
+            if taps > 1:
+                self._input("embeddings", taps - 1, hidden)
+                past = self._op("Concat", e, "embeddings", axis=0)
+            product = self._op("Mul", past, self._constant("conv.weight", w["conv.weight"]))
+            g = self._op("ReduceSum", product, self._axes(0), keepdims=1)
+            g = self._op("Add", g, self._constant("conv.bias", w["conv.bias"]))
+            e = self._op("Add", e, self._op("Gelu", g, approximate="tanh"))
+        return self._op("Add", e, self._constant("input.token", w["input.token"]))
+
+    def _masks(self) -> tuple[str, str]:
+        """Return the additive bias of slots and new bin, (W+1,), and 1 or 0: any to attend to."""
+        one = self._constant("one", np.ones(1, np.float32))
+        lost = self._op("Sub", one, "live")
+        penalty = self._constant("masked", np.full(1, MASKED, np.float32))
+        bias = self._op("Concat", "slot_bias", self._op("Mul", lost, penalty), axis=0)
+        best = self._op("ReduceMax", bias, self._axes(0), keepdims=1)
+        half = self._constant("half_masked", np.full(1, MASKED / 2, np.float32))
+        some = self._op("Cast", self._op("Greater", best, half), to=self.float)
+        return bias, some
+
+    def _layer(
+        self, layer: int, x: str, bias: str, some: str, last: bool
+    ) -> tuple[str, str, str]:
+        hidden, heads, d = self.shape.hidden, self.shape.heads, self.head_dim
+        w = self.weights[f"layers.{layer}.qkv.weight"]
+        b = self.weights[f"layers.{layer}.qkv.bias"]
+        name = f"layers.{layer}"
+        y = self._norm(f"{name}.norm1", x)
+        own = self._rows(y, 0, 1)
+        key_value = self._linear(f"{name}.kv", own, w[hidden:], b[hidden:])
+        key = self._heads(self._op("Slice", key_value, *self._slice(0, hidden, axis=1)))
+        value = self._heads(self._op("Slice", key_value, *self._slice(hidden, 2 * hidden, axis=1)))
+        key = self._rotate(key)
+        if last:  # the bin's own token is read by nothing after this layer
+            x, y = (self._rows(rows, 1, 1 + len(self.modalities)) for rows in (x, y))
+        scale = np.float32(1 / np.sqrt(d))
+        q = self._linear(f"{name}.q", y, w[:hidden] * scale, b[:hidden] * scale)
+        q = self._rotate(self._heads(q))
+        attended = self._attend(layer, q, key, value, bias)
+        attended = self._op("Mul", self._op("Transpose", attended, perm=[1, 0, 2]), some)
+        merged = self._op("Reshape", attended, self._ints(-1, hidden))
+        x = self._op("Add", x, self._block_linear(f"{name}.out", merged))
+        y = self._norm(f"{name}.norm2", x)
+        inner = self._op("Gelu", self._block_linear(f"{name}.up", y), approximate="tanh")
+        x = self._op("Add", x, self._block_linear(f"{name}.down", inner))
+        flat = self._ints(heads, d)
+        return x, self._op("Reshape", key, flat), self._op("Reshape", value, flat)
+
+    def _attend(self, layer: int, q: str, key: str, value: str, bias: str) -> str:
+        heads, d, window = self.shape.heads, self.head_dim, self.shape.window
+        self._input(f"keys.{layer}", heads, d, window)
+        self._input(f"values.{layer}", heads, window, d)
+        own = self._op("MatMul", q, self._op("Transpose", key, perm=[0, 2, 1]))
+        scores = self._op("Concat", self._op("MatMul", q, f"keys.{layer}"), own, axis=2)
+        p = self._op("Softmax", self._op("Add", scores, bias), axis=-1)
+        past = self._op("Slice", p, *self._slice(0, window, axis=2))
+        new = self._op("Slice", p, *self._slice(window, window + 1, axis=2))
+        old = self._op("MatMul", past, f"values.{layer}")
+        return self._op("Add", old, self._op("Mul", new, value))
+
+    def _rotate(self, x: str) -> str:
+        """Rotate (h, rows, d) by the bin's position."""
+        half = self.head_dim // 2
+        a = self._op("Slice", x, *self._slice(0, half, axis=2))
+        b = self._op("Slice", x, *self._slice(half, 2 * half, axis=2))
+        first = self._op("Sub", self._op("Mul", a, "cos"), self._op("Mul", b, "sin"))
+        second = self._op("Add", self._op("Mul", b, "cos"), self._op("Mul", a, "sin"))
+        return self._op("Concat", first, second, axis=2)
+
+    def _readouts(self, rows: str) -> str:
+        z = self._norm("norm", rows)
+        parts, begin = [], 0
+        for m, modality in enumerate(self.modalities):
+            parts.append(self._readout(m, modality, self._rows(z, m, m + 1), begin))
+            begin += modality.n_outputs
+        joined = parts[0] if len(parts) == 1 else self._op("Concat", *parts, axis=1)
+        return self._op("Squeeze", joined, self._axes(0))
+
+    def _readout(self, m: int, modality: ModalityOut, z: str, begin: int) -> str:
+        end = begin + modality.n_outputs
+        weight = self.weights["head.weight"][begin:end]
+        raw = self._linear(f"head.{m}", z, weight, self.weights["head.bias"][begin:end])
+        return self._op("Softmax", raw, axis=-1) if modality.kind == "categorical" else raw
+
+    def _heads(self, x: str) -> str:
+        """(rows, H) -> (h, rows, d)."""
+        split = self._op("Reshape", x, self._ints(-1, self.shape.heads, self.head_dim))
+        return self._op("Transpose", split, perm=[1, 0, 2])
+
+    def _rows(self, x: str, begin: int, end: int) -> str:
+        return self._op("Slice", x, *self._slice(begin, end, axis=0))
+
+    def _stack(self, parts: list[str]) -> str:
+        parts = [self._op("Unsqueeze", part, self._axes(0)) for part in parts]
+        return self._op("Concat", *parts, axis=0)
+
+    def _norm(self, name: str, x: str) -> str:
+        weight = self._constant(f"{name}.weight", self.weights[f"{name}.weight"])
+        bias = self._constant(f"{name}.bias", self.weights[f"{name}.bias"])
+        return self._op("LayerNormalization", x, weight, bias, axis=-1, epsilon=1e-5)
+
+    def _block_linear(self, name: str, x: str) -> str:
+        return self._linear(name, x, self.weights[f"{name}.weight"], self.weights[f"{name}.bias"])
+
+    def _linear(
+        self, name: str, x: str, weight: NDArray[np.float32], bias: NDArray[np.float32]
+    ) -> str:
+        # Stored transposed: ONNX Runtime then packs it once for its matrix product.
+        matrix = self._constant(f"{name}.weight", weight.T)
+        return self._op("Gemm", x, matrix, self._constant(f"{name}.bias", bias))
+
+    def _op(self, kind: str, *inputs: str, **attributes: object) -> str:
+        name = f"{kind.lower()}_{len(self.nodes)}"
+        self.nodes.append(self.helper.make_node(kind, list(inputs), [name], name, **attributes))
+        return name
+
+    def _constant(self, name: str, values: NDArray[Any]) -> str:
+        if name not in self.names:
+            self.names.add(name)
+            data_type = self.helper.np_dtype_to_tensor_dtype(values.dtype)
+            raw = np.ascontiguousarray(values).tobytes()
+            self.constants.append(
+                self.helper.make_tensor(name, data_type, values.shape, raw, raw=True)
+            )
+        return name
+
+    def _ints(self, *values: int) -> str:
+        name = "ints_" + "_".join(map(str, values))
+        return self._constant(name, np.array(values, np.int64))
+
+    def _axes(self, *axes: int) -> str:
+        return self._ints(*axes)
+
+    def _slice(self, begin: int, end: int, axis: int) -> tuple[str, str, str]:
+        return self._ints(begin), self._ints(end), self._ints(axis)
+
+    def _input(self, name: str, *shape: int) -> None:
+        self.inputs.append(self._value(name, shape))
+
+    def _output(self, name: str, result: str, *shape: int) -> None:
+        self.nodes.append(self.helper.make_node("Identity", [result], [name], f"to_{name}"))
+        self.outputs.append(self._value(name, shape))
+
+    def _value(self, name: str, shape: tuple[int, ...]) -> Any:
+        return self.helper.make_tensor_value_info(name, self.float, shape)
