@@ -1,7 +1,7 @@
 """The floor of a latency figure: a server with the real one's sockets and no model behind them.
 
 Receives spike messages from a source and publishes, for each, a message as long as a decode that
-names the frame. What it takes is what ZeroMQ, the kernel and Python take.
+names the frame by number. What it takes is what ZeroMQ, the kernel and Python take.
 
     python -m neds_rt.echo --probe zmq+tcp://127.0.0.1:5570 --reply-bytes 300
 """
@@ -32,11 +32,11 @@ def serve(probe: str, out: str, reply_bytes: int) -> None:
     address = sink.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
     print(json.dumps({"out": address}), flush=True)
     encode = msgspec.msgpack.Encoder().encode
-    padding = b"\0" * max(0, reply_bytes - len(encode({"seq": 1 << 32, "pad": b"\0" * 300})) + 300)
+    padding = b"\0" * max(0, reply_bytes - len(encode({"bin": 1 << 32, "pad": b"\0" * 300})) + 300)
     try:
         while True:
             header, _payload = source.recv_multipart()
-            sink.send(encode({"seq": decode_header(header).seq, "pad": padding}))
+            sink.send(encode({"bin": decode_header(header).seq, "pad": padding}))
     except KeyboardInterrupt:
         context.destroy(linger=0)
 

@@ -30,6 +30,18 @@ START_S = 120.0  # a server may compile or import that long before it is ready
 ECHO = "echo"
 
 
+class Reply(msgspec.Struct):
+    """The fields of a decode (or an echo) that are measured; all others are passed over."""
+
+    bin: int
+    service_us: float = 0.0
+
+    @staticmethod
+    def of(raw: bytes) -> Reply:
+        """Read a message."""
+        return msgspec.msgpack.decode(raw, type=Reply)
+
+
 @dataclass(frozen=True)
 class Plan:
     """How much is sent, and when."""
@@ -110,7 +122,7 @@ class LiveBench:
         for engine, uri in zip(engines, self.uris[1:], strict=True):
             child = self._child(
                 f"server of engine {engine}", "neds_rt", "serve", "--probe", f"{probe}={uri}",
-                "--model", str(model), "--engine", engine, "--out", "tcp://127.0.0.1:0", "--json",
+                "--model", str(model), "--engine", engine, "--out", "tcp://127.0.0.1:*", "--json",
             )
             out = server_address(child, START_S)
             self.targets.append(Target(engine, child, self._subscribe(out)))
@@ -150,14 +162,14 @@ class LiveBench:
             for k in range(first + SETTLE, first + SETTLE + bins)
         }
         for raw, arrival_ns in messages:
-            message = msgspec.msgpack.decode(raw)
-            due = due_us.pop(message["seq" if target.is_echo else "bin"], None)
+            message = Reply.of(raw)
+            due = due_us.pop(message.bin, None)
             if due is None:
                 continue
             target.arrival_us.append(arrival_ns / 1e3 - due)
             target.late += target.arrival_us[-1] > self.plan.period_s * 1e6
             if not target.is_echo:
-                target.service_us.append(message["service_us"])
+                target.service_us.append(message.service_us)
         target.lost += len(due_us)
 
     def _send(
@@ -177,7 +189,7 @@ class LiveBench:
                 continue
             raw = target.socket.recv()
             arrival = time.monotonic_ns()
-            if target.is_echo or not is_stale(raw):
+            if Reply.of(raw).bin >= 0:  # -1: sent because input had stopped, not for a bin
                 messages.append((raw, arrival))
         self.sent = self.sender.json(START_S)
         return answer["first_bin"], answer["start_ns"], messages
@@ -207,11 +219,6 @@ class LiveBench:
             "rounds": rounds,
             "message_bytes": size,
         }
-
-
-def is_stale(raw: bytes) -> bool:
-    """Whether a decode message was sent because input had stopped, and not for a bin."""
-    return bool(msgspec.msgpack.decode(raw)["reason"] == "stale")
 
 
 def hot_steps(

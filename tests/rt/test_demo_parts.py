@@ -1,8 +1,6 @@
 """Parts of the demo that need no server: the synthetic probe, the score keeping, the pictures."""
 
 import io
-import json
-import sys
 
 import msgspec
 import numpy as np
@@ -13,11 +11,11 @@ from neds_rt.children import Child
 from neds_rt.demo.state import DemoState
 from neds_rt.demo.view import render
 from neds_rt.errors import StartError
-from neds_rt.measure import machine_facts, percentiles
+from neds_rt.measure import percentiles
 from neds_rt.plot import bar, curve_dots, plot
 from neds_rt.sources.synthetic import synthetic_blocks
 from neds_rt.synthetic import SyntheticAnimal
-from neds_rt.wire import SPIKE_DTYPE, decode_header
+from neds_rt.wire import SPIKE_DTYPE, Decode, Value, decode_header
 from rich.console import Console
 
 UNITS, SECONDS = 30, 4.0
@@ -39,14 +37,15 @@ def state(animal):
     return DemoState(manifest, animal, 5, SECONDS)
 
 
-def message(state, row, *, wheel=None, valid=True, reason="ok"):
+def message(state, row, *, wheel=None, valid=True, reason="ok", bin=None):
     truth = float(state.truth["wheel"][row])
     code = state.truth["choice"][row]
     p = [0.9, 0.1] if code == 0 else [0.1, 0.9]
-    return {
-        "bin": row, "valid": valid, "reason": reason, "service_us": 100.0 + row,
-        "values": {"wheel": {"mean": [truth if wheel is None else wheel]}, "choice": {"p": p}},
-    }
+    return Decode(
+        v=1, seq=row, session="s", bin=row if bin is None else bin, t_s=0.0, spike_age_us=0.0,
+        service_us=100.0 + row, recv_ns=0, pub_ns=0, model="", valid=valid, reason=reason,
+        values={"wheel": Value(mean=[truth if wheel is None else wheel]), "choice": Value(p=p)},
+    )
 
 
 def test_blocks_hold_the_whole_session(animal):
@@ -108,8 +107,8 @@ def test_counters_tell_late_lost_repeated_and_invalid_apart(state):
     state.add(message(state, 1), int(due[1]) + 19_000_000)
     state.add(message(state, 2), int(due[2]) + 21_000_000)
     state.add(message(state, 2), int(due[2]) + 22_000_000)
-    state.add(message(state, 3, reason="stale"), int(due[3]))
-    state.add(message(state, 4) | {"bin": 10_000}, int(due[4]))
+    state.add(message(state, 3, valid=False, reason="stale", bin=-1), int(due[3]))
+    state.add(message(state, 4, bin=10_000), int(due[4]))
     assert state.decodes == 3
     assert state.missed(4) == 2  # bin 2 late, bin 3 lost
     scores = state.scores()
@@ -158,13 +157,6 @@ def test_percentiles():
     assert percentiles([])["n"] == 0
 
 
-def test_machine_facts_are_json():
-    facts = machine_facts()
-    assert json.loads(json.dumps(facts))["python"] == sys.version.split()[0]
-    assert facts["cpu"]
-    assert facts["packages"]["numpy"] == np.__version__
-
-
 def test_child_that_fails_says_why():
     with (
         Child("broken", "neds_rt.sources.synthetic", "--units", "many") as child,
@@ -197,4 +189,4 @@ def test_echo_answers_each_frame_at_the_asked_length():
             socket.close(0)
             context.term()
     assert {len(reply) for reply in replies} <= set(range(404, 421))
-    assert [msgspec.msgpack.decode(reply)["seq"] for reply in replies] == list(range(25))
+    assert [msgspec.msgpack.decode(reply)["bin"] for reply in replies] == list(range(25))

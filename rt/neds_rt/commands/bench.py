@@ -133,7 +133,7 @@ def _measure(
     import msgspec
 
     from neds_rt.livebench import LiveBench, Plan, hot_steps
-    from neds_rt.measure import machine_facts
+    from neds_rt.machine import machine_facts
 
     engines = args.engine.split(",")
     rate_hz = args.rate_hz or sizes["rate_hz"]

@@ -14,7 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import zmq
 
 from neds_rt.bundle import Manifest, read_bundle
@@ -22,10 +21,11 @@ from neds_rt.children import Child, server_address
 from neds_rt.demo import ANIMAL, SESSION
 from neds_rt.demo.state import DemoState
 from neds_rt.errors import BadInput, StartError
-from neds_rt.measure import machine_facts
+from neds_rt.machine import machine_facts
 from neds_rt.player import sample_edge
 from neds_rt.synthetic import FS, SyntheticAnimal
 from neds_rt.synthetic_task import STEP_S
+from neds_rt.wire import decode_message
 
 START_S = 60.0
 LAST_DECODE_S = 5.0  # how long after the last spike a decode may still come
@@ -51,7 +51,7 @@ def run_demo(model: Path, engine: str, seconds: float, *, view: bool) -> dict[st
     try:
         with probe, Child(
             "server", "neds_rt", "serve", "--probe", f"{name}={probe.json(START_S)['uri']}",
-            "--model", str(model), "--engine", engine, "--out", "tcp://127.0.0.1:0", "--json",
+            "--model", str(model), "--engine", engine, "--out", "tcp://127.0.0.1:*", "--json",
         ) as server:
             socket = subscribe(context, server_address(server, START_S))
             probe.tell({"go": True})
@@ -108,12 +108,12 @@ def _follow(
     draw: Callable[[], None],
 ) -> None:
     """Take decodes until every bin has one, or none has come for a while after the probe ended."""
-    decode = msgspec.msgpack.Decoder().decode
     last_decode = next_frame = time.monotonic()
     while state.decodes < state.bins:
         if socket.poll(50):
             raw = socket.recv()
-            state.add(decode(raw), time.monotonic_ns())
+            arrival_ns = time.monotonic_ns()
+            state.add(decode_message(raw), arrival_ns)
             last_decode = time.monotonic()
         now = time.monotonic()
         if not server.running:

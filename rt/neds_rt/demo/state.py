@@ -5,6 +5,7 @@ The truth is not sent: the client draws the same session from the same seeds as 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,7 @@ from neds_rt.bundle import Manifest, ModalityOut
 from neds_rt.measure import percentiles
 from neds_rt.player import sample_edge
 from neds_rt.synthetic import FS, SyntheticAnimal
-
-Decode = dict[str, Any]
+from neds_rt.wire import Decode, Value
 
 
 class DemoState:
@@ -45,18 +45,18 @@ class DemoState:
 
     def add(self, message: Decode, arrival_ns: int) -> None:
         """Take one decode message and the monotonic time at which it came."""
-        row = message["bin"]
-        if message["reason"] == "stale" or not 0 <= row < self.bins:
+        row = message.bin
+        if not 0 <= row < self.bins:  # stale decodes belong to no bin
             return
         if self.arrival_ns[row]:
             self.repeated += 1
             return
         self.arrival_ns[row] = arrival_ns
-        self.service_us[row] = message["service_us"]
-        self.valid[row] = message["valid"]
+        self.service_us[row] = message.service_us
+        self.valid[row] = message.valid
         self.newest = max(self.newest, row)
         for modality in self.modalities:
-            self.decoded[modality.name][row] = outputs(modality, message["values"][modality.name])
+            self.decoded[modality.name][row] = outputs(modality, message.values[modality.name])
 
     @property
     def decodes(self) -> int:
@@ -113,10 +113,9 @@ class DemoState:
         }
 
 
-def outputs(modality: ModalityOut, value: dict[str, Any]) -> list[float]:
+def outputs(modality: ModalityOut, value: Value) -> list[float]:
     """Return a decode's value of one modality as plain numbers, `n_outputs` of them."""
-    if modality.kind == "continuous":
-        return list(value["mean"])
-    if modality.kind == "categorical":
-        return list(value["p"])
-    return [float(np.cos(value["angle"])), float(np.sin(value["angle"]))]
+    if value.angle is not None:
+        return [math.cos(value.angle), math.sin(value.angle)]
+    numbers = value.mean if value.mean is not None else value.p
+    return numbers if numbers else [math.nan] * modality.n_outputs
