@@ -22,7 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("session", nargs="?", metavar="SESSION.h5",
                         help="prepared session (where the checkpoint found it)")
     parser.add_argument("--session-id", default=None, help="which session of the checkpoint")
-    parser.add_argument("--part", choices=("train", "val", "test"), default="test")
+    parser.add_argument("--part", choices=("train", "val", "test"), default="test",
+                        help="part of the recording to score (default %(default)s)")
     parser.add_argument("--baselines", default="", help="comma-separated, of: ridge, gru")
     parser.add_argument("--predictions", default=None, metavar="OUT.npz",
                         help="write bin, truth and prediction of every behaviour")

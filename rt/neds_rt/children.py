@@ -11,28 +11,36 @@ import queue
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
+from collections import deque
 from typing import Any, Self
 
 from neds_rt.errors import StartError
 
 
 class Child:
-    """A Python process `python -m MODULE ARGS...`; its standard output is read line by line."""
+    """A Python process `python -m MODULE ARGS...`; what it prints is read line by line.
+
+    Lines of standard output and standard error come in one queue; the last ones of standard error
+    go into the error raised when the child ends early.
+    """
 
     def __init__(self, name: str, module: str, *arguments: str) -> None:
         self.name = name
         self.last_line = ""
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  closed in `stop`
+        self._errors: deque[str] = deque(maxlen=20)
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._process = subprocess.Popen(
             [sys.executable, "-u", "-P", "-m", module, *arguments],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             start_new_session=True,
         )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        self._readers = [
+            threading.Thread(target=target, daemon=True)
+            for target in (self._read_output, self._read_errors)
+        ]
+        for reader in self._readers:
+            reader.start()
 
     @property
     def pid(self) -> int:
@@ -55,6 +63,13 @@ class Child:
             code = self._process.wait()
             raise StartError(f"{self.name}: ended with code {code}{self._complaint()}")
         return text
+
+    def ready(self, timeout: float) -> str:
+        """Return the endpoint in the line `ready ENDPOINT ...` of a server, once it serves."""
+        while True:
+            words = self.line(timeout).split()
+            if words[:1] == ["ready"]:
+                return words[1]
 
     def json(self, timeout: float) -> dict[str, Any]:
         """Return the next line that is a JSON object, passing over others."""
@@ -86,7 +101,8 @@ class Child:
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._reader.join()
+        for reader in self._readers:
+            reader.join()
         self._close_pipes()
         if not self.last_line.startswith("{"):
             return None
@@ -99,30 +115,28 @@ class Child:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def _read(self) -> None:
+    def _read_output(self) -> None:
         assert self._process.stdout is not None
         for raw in self._process.stdout:
             self.last_line = raw.decode(errors="replace").rstrip()
             self._lines.put(self.last_line)
+        self._readers[1].join()  # so that its last words are there when the end is noticed
         self._lines.put(None)
 
+    def _read_errors(self) -> None:
+        assert self._process.stderr is not None
+        for raw in self._process.stderr:
+            self._errors.append(raw.decode(errors="replace").rstrip())
+            self._lines.put(self._errors[-1])
+
     def _complaint(self) -> str:
-        """Return the end of what the child wrote to standard error, as ': text' or nothing."""
-        if self._errors.closed:
-            return ""
-        self._errors.seek(0)
-        lines = self._errors.read().decode(errors="replace").strip().splitlines()
-        return f": {lines[-1]}" if lines else ""
+        """Return the last thing the child wrote to standard error, as ': text' or nothing."""
+        return f": {self._errors[-1]}" if self._errors else ""
 
     def _close_pipes(self) -> None:
-        for pipe in (self._process.stdin, self._process.stdout, self._errors):
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
             if pipe is not None and not pipe.closed:
                 try:
                     pipe.close()
                 except BrokenPipeError:
                     continue
-
-
-def server_address(server: Child, timeout: float) -> str:
-    """Return the endpoint that a `neds-rt serve --json` child publishes on, once it is ready."""
-    return str(server.json(timeout)["out"])

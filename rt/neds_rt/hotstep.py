@@ -14,14 +14,14 @@ import numpy as np
 
 from neds_rt.bundle import Bundle, read_bundle
 from neds_rt.engines import load_engine
-from neds_rt.measure import percentiles
+from neds_rt.stats import percentiles
 
 POOL = 64
 
 
 def hot_step_us(
     bundle: Bundle, engine_name: str, rate_hz: float, limit_s: float
-) -> dict[str, float]:
+) -> dict[str, float] | None:
     """Return percentiles over at most 5,000 steps, fewer when `limit_s` seconds are over."""
     engine = load_engine(engine_name, bundle)
     manifest = bundle.manifest

@@ -19,13 +19,14 @@ import numpy as np
 import zmq
 
 from neds_rt.bundle import Manifest
-from neds_rt.children import Child, server_address
+from neds_rt.children import Child
 from neds_rt.errors import StartError
-from neds_rt.measure import percentiles
 from neds_rt.player import sample_edge
+from neds_rt.stats import percentiles
 
 FS = 30_000.0
 SETTLE = 5  # bins at the start of a round that are sent and not counted
+QUIET_S = 10.0
 START_S = 120.0  # a server may compile or import that long before it is ready
 ECHO = "echo"
 
@@ -81,6 +82,7 @@ class LiveBench:
     def __init__(self, model: Path, manifest: Manifest, engines: list[str], plan: Plan) -> None:
         self.manifest = manifest
         self.plan = plan
+        self.speed = manifest.bin_size_s / plan.period_s
         self._stack = ExitStack()
         self._context = zmq.Context()
         self._stack.callback(self._context.destroy, linger=0)
@@ -123,8 +125,9 @@ class LiveBench:
             child = self._child(
                 f"server of engine {engine}", "neds_rt", "serve", "--probe", f"{probe}={uri}",
                 "--model", str(model), "--engine", engine, "--out", "tcp://127.0.0.1:*", "--json",
+                "--stale-after", "86400",  # between its rounds a server is to be quiet
             )
-            out = server_address(child, START_S)
+            out = child.ready(START_S)
             self.targets.append(Target(engine, child, self._subscribe(out)))
 
     def _start_echo(self, reply_bytes: int) -> None:
@@ -145,15 +148,15 @@ class LiveBench:
         return socket
 
     def _fill_window(self, target: Target) -> None:
-        """Send bins at once until the attention window is full: a step costs its full price."""
+        """Send bins until the attention window is full and a step costs its full price."""
         n = self.manifest.shape.window + SETTLE
-        _, _, messages = self._send(target, n, speed=0.0)
+        _, _, messages = self._send(target, n, self.speed)
         if len(messages) < n:
-            raise StartError(f"{target.name}: answered {len(messages)} of {n} bins sent at once")
+            raise StartError(f"{target.name}: answered {len(messages)} of the first {n} bins")
         target.message_bytes = len(messages[-1][0])
 
     def _round(self, target: Target, bins: int) -> None:
-        speed = self.manifest.bin_size_s / self.plan.period_s
+        speed = self.speed
         first, start_ns, messages = self._send(target, bins + SETTLE, speed)
         width = (FS, self.manifest.bin_size_s)
         due_us = {
@@ -179,19 +182,20 @@ class LiveBench:
         index = 0 if target.is_echo else self.uris.index(self._uri_of(target))
         self.sender.tell({"target": index, "bins": bins, "speed": speed})
         answer = self.sender.json(START_S)
-        span_s = bins * self.manifest.bin_size_s / speed if speed else 0.0
-        deadline = time.monotonic() + span_s + 10.0
         messages: list[tuple[bytes, int]] = []
-        while len(messages) < bins and (left := deadline - time.monotonic()) > 0:
-            if not target.socket.poll(int(min(left, 1.0) * 1000)):
+        quiet_s = 0.0  # an engine slower than the pace is still waited for, one that ended is not
+        while len(messages) < bins and quiet_s < QUIET_S:
+            if not target.socket.poll(1000):
+                quiet_s += 1.0
                 if not target.child.running:
                     raise StartError(f"{target.name}: the server ended during the run")
                 continue
+            quiet_s = 0.0
             raw = target.socket.recv()
             arrival = time.monotonic_ns()
             if Reply.of(raw).bin >= 0:  # -1: sent because input had stopped, not for a bin
                 messages.append((raw, arrival))
-        self.sent = self.sender.json(START_S)
+        self.sender.json(START_S)
         return answer["first_bin"], answer["start_ns"], messages
 
     def _uri_of(self, target: Target) -> str:
@@ -202,19 +206,22 @@ class LiveBench:
         echo, *engines = self.targets
         rows = []
         for target in engines:
-            stats = target.child.stop() or {}
+            stats = target.child.stop()
+            if stats is None:
+                raise StartError(f"{target.name}: the server ended without its summary")
             rows.append({
                 "engine": target.name,
-                "precision": stats.get("precision", self.manifest.precision),
-                "step_us": stats.get("stages_us", {}).get("step", {}),
-                "service_us": percentiles(target.service_us),
-                "arrival_to_publish_us": percentiles(target.arrival_us),
+                "precision": stats["precision"],
+                "step_us": stats["latency"]["step_us"],
+                "service_us": percentiles(np.array(target.service_us)),
+                "arrival_to_publish_us": percentiles(np.array(target.arrival_us)),
+                "keep_warm": stats["keep_warm"],
                 "late": target.late,
                 "lost": target.lost,
             })
         return {
             "engines": rows,
-            "echo_us": percentiles(echo.arrival_us),
+            "echo_us": percentiles(np.array(echo.arrival_us)),
             "missed": sum(t.late + t.lost for t in engines),
             "rounds": rounds,
             "message_bytes": size,
@@ -237,8 +244,5 @@ def hot_steps(
 
 def summary_line(row: dict[str, Any], key: str) -> list[str]:
     """Return p50, p99, p99.9 and max of one figure in milliseconds, as text."""
-    values = row.get(key) or {}
-    return [
-        f"{values[name] / 1e3:.3f}" if np.isfinite(values.get(name, np.nan)) else "–"
-        for name in ("p50", "p99", "p999", "max")
-    ]
+    values = row.get(key)
+    return [f"{values[k] / 1e3:.3f}" for k in ("p50", "p99", "p999", "max")] if values else ["–"]

@@ -17,11 +17,13 @@ import numpy as np
 import zmq
 from numpy.typing import ArrayLike, NDArray
 
+from neds_rt.endpoints import bind, check_endpoint
 from neds_rt.errors import BadInput, StartError
+from neds_rt.stats import percentiles
 from neds_rt.wire import SPIKE_DTYPE, WIRE_VERSION, SpikeHeader, encode_spikes
 
 STALL_S = 30.0  # a subscriber that takes nothing for so long ends the play
-SCHEMES = {"zmq+tcp://": "tcp://", "zmq+ipc://": "ipc://"}
+SCHEMES = ("zmq+tcp://", "zmq+ipc://")
 
 
 class Block(NamedTuple):
@@ -44,21 +46,19 @@ class Played(NamedTuple):
     late_us: NDArray[np.float64]
 
     def summary(self) -> dict[str, Any]:
-        """Return the fields as plain numbers, lateness as percentiles."""
+        """Return the fields as plain numbers, lateness as percentiles (None if not paced)."""
         fields = self._asdict()
         late = fields.pop("late_us")
-        if len(late):
-            p50, p99 = np.percentile(late, (50, 99))
-            fields["late_us"] = {"p50": float(p50), "p99": float(p99), "max": float(late.max())}
-        return fields
+        return fields | {"late_us": percentiles(late)}
 
 
-def endpoint_of(uri: str) -> str:
+def endpoint_of(uri: str, *, insecure: bool = False) -> str:
     """Return the ZeroMQ endpoint of `zmq+tcp://...` or `zmq+ipc://...`; raises `BadInput`."""
-    for scheme, plain in SCHEMES.items():
-        if uri.startswith(scheme):
-            return plain + uri[len(scheme) :]
-    raise BadInput(uri, "URI scheme", uri.partition("://")[0], f"one of {', '.join(SCHEMES)}")
+    if not uri.startswith(SCHEMES):
+        raise BadInput(uri, "URI scheme", uri.partition("://")[0], f"one of {', '.join(SCHEMES)}")
+    endpoint = uri.removeprefix("zmq+")
+    check_endpoint(uri, endpoint, insecure=insecure)
+    return endpoint
 
 
 def sample_edge(bins: ArrayLike, fs: float, bin_size_s: float) -> NDArray[np.int64]:
@@ -74,10 +74,14 @@ def empty_spikes(n: int = 0) -> NDArray[np.void]:
 class Player:
     """One probe's socket: bind, wait for a subscriber, send blocks.
 
-    `session` is made new for every player, as the wire format asks, unless given.
+    `session` is made new for every player, as the wire format asks, unless given. Raises
+    `BadInput` for a URI that is malformed, in use, or reachable from other machines without
+    `insecure`.
     """
 
-    def __init__(self, uri: str, *, stream: str, fs: float, session: str = "") -> None:
+    def __init__(
+        self, uri: str, *, stream: str, fs: float, session: str = "", insecure: bool = False
+    ) -> None:
         self.stream = stream
         self.fs = fs
         self.session = session or uuid.uuid4().hex
@@ -90,15 +94,11 @@ class Player:
         self._socket.setsockopt(zmq.SNDTIMEO, int(STALL_S * 1000))
         self._socket.setsockopt(zmq.LINGER, int(STALL_S * 1000))
         try:
-            self._socket.bind(endpoint_of(uri))
-        except zmq.ZMQError as error:
+            endpoint = bind(uri, self._socket, endpoint_of(uri, insecure=insecure))
+        except BadInput:
             self._context.destroy(linger=0)
-            raise BadInput(uri, "endpoint", str(error), "an address this host can bind") from error
-
-    @property
-    def uri(self) -> str:
-        """The bound URI, with the port the system chose if `:*` was asked for."""
-        return "zmq+" + self._socket.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
+            raise
+        self.uri = f"zmq+{endpoint}"  # with the port the system chose if `:*` was asked for
 
     def wait(self, seconds: float) -> None:
         """Return when somebody is subscribed; raises `StartError` after `seconds` of waiting."""

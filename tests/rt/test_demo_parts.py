@@ -11,7 +11,6 @@ from neds_rt.children import Child
 from neds_rt.demo.state import DemoState
 from neds_rt.demo.view import render
 from neds_rt.errors import StartError
-from neds_rt.measure import percentiles
 from neds_rt.plot import bar, curve_dots, plot
 from neds_rt.sources.synthetic import synthetic_blocks
 from neds_rt.synthetic import SyntheticAnimal
@@ -151,18 +150,12 @@ def test_plot_puts_decoded_over_truth():
     assert bar(7.0, 3).plain == "███"
 
 
-def test_percentiles():
-    found = percentiles(np.arange(1, 1001))
-    assert (found["p50"], found["max"], found["n"]) == (500.5, 1000.0, 1000)
-    assert percentiles([])["n"] == 0
-
-
 def test_child_that_fails_says_why():
     with (
         Child("broken", "neds_rt.sources.synthetic", "--units", "many") as child,
         pytest.raises(StartError, match=r"broken: ended with code 2.*invalid int value"),
     ):
-        child.line(60)
+        child.json(60)
 
 
 def test_echo_answers_each_frame_at_the_asked_length():

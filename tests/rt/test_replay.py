@@ -239,7 +239,8 @@ def fail(path, *options):
     ("options", "text"),
     [
         (["--to", "http://127.0.0.1:1"], "URI scheme"),
-        (["--to", "zmq+tcp://256.0.0.1:99999"], "endpoint"),
+        (["--to", "zmq+tcp://127.0.0.1:99999"], "endpoint"),
+        (["--to", "zmq+tcp://0.0.0.0:5570"], "--insecure"),
         (["--speed", "fast"], "--speed"),
         (["--speed", "-1"], "--speed"),
         (["--from", "80%"], "--bin-size"),

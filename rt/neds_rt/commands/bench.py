@@ -160,10 +160,11 @@ def _print(args: argparse.Namespace, report: dict[str, Any]) -> None:
     import json
     import sys
 
+    from neds_rt.machine import commit
+
     command = "neds-rt " + " ".join(sys.argv[1:])
-    commit = report["machine"].get("commit")
     if args.json:
-        print(json.dumps({"command": command, "commit": commit, **report}))
+        print(json.dumps({"command": command, "commit": commit(), **report}))
         return
     from rich.console import Console
     from rich.table import Table

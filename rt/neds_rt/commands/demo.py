@@ -46,7 +46,8 @@ def run(args: argparse.Namespace) -> int:
 
 def summary(report: dict[str, Any]) -> str:
     """Return the report as a few lines of text."""
-    service, whole = report["service_us"], report["end_to_end_us"]
+    nothing = {"p50": float("nan"), "p99": float("nan"), "max": float("nan")}
+    service, whole = report["service_us"] or nothing, report["end_to_end_us"] or nothing
     scores = [f"{name} R² {value}" for name, value in report["r2"].items()]
     scores += [f"{name} {value} right" for name, value in report["accuracy"].items()]
     return "\n".join([

@@ -43,6 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="recording time a message covers (default %(default)s)")
     parser.add_argument("--wait", type=float, default=60.0, metavar="S",
                         help="give up if nobody subscribes within S seconds (default %(default)s)")
+    parser.add_argument("--insecure", action="store_true",
+                        help="bind an address that other machines can reach: nothing is encrypted")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
 
 
@@ -60,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
     recording = read_recording(Path(args.session), args.probe, order)
     t0, t1, first_bin = _range(args, recording, manifest)
     block = max(1, round(_positive("--block-ms", args.block_ms) * 1e-3 * recording.fs))
-    with Player(args.to, stream=recording.units.probe, fs=recording.fs) as player:
+    with Player(args.to, stream=recording.units.probe, fs=recording.fs,
+                insecure=args.insecure) as player:
         if not args.json:
             print(f"{player.uri}: {recording.session}, probe {recording.units.probe}, "
                   f"{recording.units.n_units} units, waiting for a subscriber", flush=True)

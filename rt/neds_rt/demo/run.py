@@ -17,7 +17,7 @@ from typing import Any
 import zmq
 
 from neds_rt.bundle import Manifest, read_bundle
-from neds_rt.children import Child, server_address
+from neds_rt.children import Child
 from neds_rt.demo import ANIMAL, SESSION
 from neds_rt.demo.state import DemoState
 from neds_rt.errors import BadInput, StartError
@@ -53,7 +53,7 @@ def run_demo(model: Path, engine: str, seconds: float, *, view: bool) -> dict[st
             "server", "neds_rt", "serve", "--probe", f"{name}={probe.json(START_S)['uri']}",
             "--model", str(model), "--engine", engine, "--out", "tcp://127.0.0.1:*", "--json",
         ) as server:
-            socket = subscribe(context, server_address(server, START_S))
+            socket = subscribe(context, server.ready(START_S))
             probe.tell({"go": True})
             state.start_ns = probe.json(START_S)["start_ns"]
             with _picture(state, engine, seconds, view) as draw:

@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neds_rt.bundle import Manifest, ModalityOut
-from neds_rt.measure import percentiles
 from neds_rt.player import sample_edge
+from neds_rt.stats import percentiles
 from neds_rt.synthetic import FS, SyntheticAnimal
 from neds_rt.wire import Decode, Value
 

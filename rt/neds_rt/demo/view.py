@@ -10,8 +10,8 @@ from rich.text import Text
 
 from neds_rt.bundle import ModalityOut
 from neds_rt.demo.state import DemoState
-from neds_rt.measure import percentiles
 from neds_rt.plot import bar, plot
+from neds_rt.stats import percentiles
 
 ROWS = 6
 RECENT = 500  # bins that the latency shown is taken over: 10 s
@@ -80,7 +80,8 @@ def _timing(state: DemoState) -> Panel:
     table = Table.grid(padding=(0, 2))
     table.add_row("", "p50", "p99", "max", style="dim")
     for label, found in (("service", service), ("last spike to client", whole)):
-        table.add_row(label, *(f"{found[key] / 1e3:.2f} ms" for key in ("p50", "p99", "max")))
+        texts = [f"{found[key] / 1e3:.2f} ms" for key in ("p50", "p99", "max")] if found else ["–"]
+        table.add_row(label, *texts)
     got = state.decodes
     counters = Text.assemble(
         ("\ndecodes ", "dim"), f"{got}", ("  valid ", "dim"), f"{int(state.valid.sum())}",
