@@ -1,12 +1,11 @@
-"""Types of the C++ extension: `rt/src/bind_stream.cpp`, then `rt/src/bind_step.cpp`."""
+"""Types of the C++ extension: what `bind_stream.cpp` binds, then what `bind_step.cpp` does."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from typing_extensions import Buffer
-
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Buffer
 
 COUNTERS: tuple[str, ...]
 REASONS: tuple[str, ...]
@@ -97,6 +96,8 @@ class DecodeEncoder:
 def supported_isas() -> list[str]: ...
 
 class StepEngine:
+    """The streaming step of one stream."""
+
     def __init__(
         self,
         *,
