@@ -1,13 +1,103 @@
-"""Types of the C++ extension."""
+"""Types of the C++ extension: what `bind_stream.cpp` binds, then what `bind_step.cpp` does."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import Buffer
+
+COUNTERS: tuple[str, ...]
+REASONS: tuple[str, ...]
+
+def bin_spikes(
+    samples: NDArray[np.int64],
+    units: NDArray[np.int64],
+    n_units: int,
+    fs: float,
+    bin_size_s: float,
+    first_bin: int,
+    n_bins: int,
+) -> NDArray[np.uint16]: ...
+def bin_edge(bin: int, fs: float, bin_size_s: float) -> int: ...
+def bin_of(sample: int, fs: float, bin_size_s: float) -> int: ...
+def parse_header(data: Buffer) -> tuple[Any, ...] | str: ...
+def monotonic_ns() -> int: ...
+
+class Assembler:
+    """Frames of several streams -> closed bins, by watermark."""
+
+    def __init__(
+        self,
+        bin_size_s: float,
+        streams: Sequence[tuple[str, Sequence[int]]],
+        n_units: int,
+        open_bins: int,
+    ) -> None: ...
+    def push(
+        self, header: Buffer, payload: Buffer, header_size: int = -1, payload_size: int = -1
+    ) -> int: ...
+    def refuse(self, kind: int) -> None: ...
+    def pop(self) -> int: ...
+    def end_s(self, bin: int) -> float: ...
+    @property
+    def available(self) -> int: ...
+    @property
+    def bin(self) -> int: ...
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def session(self) -> str: ...
+    @property
+    def spike_lag_s(self) -> float: ...
+    @property
+    def counts(self) -> NDArray[np.uint16]: ...
+    @property
+    def counters(self) -> NDArray[np.int64]: ...
+
+class Modality:
+    """One decoded behaviour, as the encoder needs it."""
+
+    def __new__(
+        cls,
+        name: str,
+        kind: str,
+        n_outputs: int,
+        classes: Sequence[str] = ...,
+        sd: Sequence[float] = ...,
+    ) -> Modality: ...
+
+class DecodeEncoder:
+    """Writes decode messages into one buffer."""
+
+    def __init__(
+        self, modalities: Sequence[Modality], model: str, max_session_bytes: int
+    ) -> None: ...
+    def set_session(self, name: str) -> None: ...
+    def encode(
+        self,
+        seq: int,
+        bin: int,
+        t_s: float,
+        spike_lag_s: float,
+        recv_ns: int,
+        reason: int,
+        outputs: NDArray[np.float32] | None,
+    ) -> int: ...
+    @property
+    def n_outputs(self) -> int: ...
+    @property
+    def pub_ns(self) -> int: ...
+    @property
+    def reason(self) -> int: ...
+    @property
+    def buffer(self) -> NDArray[np.uint8]: ...
 
 def supported_isas() -> list[str]: ...
 
 class StepEngine:
+    """The streaming step of one stream."""
+
     def __init__(
         self,
         *,

@@ -149,6 +149,8 @@ def make_bundle(
     manifest = msgspec.structs.replace(manifest, model_hash=compute_model_hash(manifest))
     for name in others:
         bundle_files.check_name(where, name)
+        if name in (MANIFEST, WEIGHTS):
+            raise BadInput(where, "file name", name, "none of the reserved names")
     check_manifest(manifest, where)
     check_weights(manifest, tensors, where)
     return Bundle(manifest, tensors, others)

@@ -97,7 +97,10 @@ def _check_entry(where: object, name: str, entry: _Entry, expected_begin: int, r
     begin, end = entry.data_offsets
     if entry.dtype != "F32":
         raise BadInput(where, f"{field} dtype", repr(entry.dtype), "'F32'")
-    if len(entry.shape) > MAX_TENSOR_DIMS or any(not 0 <= size <= room for size in entry.shape):
+    if len(entry.shape) > MAX_TENSOR_DIMS:
+        found = f"{len(entry.shape)} dimensions"
+        raise BadInput(where, f"{field} shape", found, f"at most {MAX_TENSOR_DIMS}")
+    if any(not 0 <= size <= room for size in entry.shape):
         raise BadInput(where, f"{field} shape", entry.shape, "sizes that fit the file")
     if begin != expected_begin or not begin <= end <= room:
         expected = f"[{expected_begin}, at most {room}]"

@@ -226,8 +226,9 @@ class Assembler {
     Plan plan = look_ahead(s.grid, h, payload);
     std::int64_t lost_until = h.t0_sample;
     if (h.seq != s.seq + 1 && s.reach > 0) {
-      // A lost frame may have carried spikes past its watermark, as far as its session does.
-      lost_until = std::max(h.t0_sample, s.watermark) + s.reach;
+      // A lost frame may have carried spikes past its watermark, as far as its session does, and
+      // its watermark is unknown: where borders overlap it may lie as high as this frame's.
+      lost_until = h.watermark + s.reach;
     }
     const bool gap = lost_until > s.watermark;
     if (gap) plan.lost_end = s.grid.bin_of(lost_until - 1) + 1;

@@ -1,0 +1,121 @@
+"""Decode a live spike stream.
+
+Connects to every probe's publisher, bins its spikes by watermark, runs one step of the model for
+every closed bin and publishes one decode message each. Prints a line that begins with `ready` on
+standard error once it decodes. Ctrl-C or SIGTERM ends it with a summary; a second Ctrl-C at once.
+
+    neds-rt serve --probe probe00=zmq+tcp://127.0.0.1:5570 --model X.neds
+    neds-rt serve --config serve.toml --json
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from neds_rt.server import Server
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the options of `neds-rt serve`."""
+    from neds_rt.config import ServeConfig
+
+    d = ServeConfig()
+    add = parser.add_argument
+    parser.argument_default = argparse.SUPPRESS  # what is not given comes from the file
+    add("--probe", action="append", metavar="NAME=URI",
+        help="a probe's stream name and publisher, zmq+tcp://HOST:PORT or zmq+ipc://PATH; "
+             "once for each probe")
+    add("--model", metavar="BUNDLE", help="the bundle to serve, from `neds export`")
+    add("--out", metavar="ENDPOINT",
+        help=f"where decodes are published, tcp://HOST:PORT (port * picks one) or ipc://PATH "
+             f"(default {d.out})")
+    add("--engine", metavar="NAME", help=f"native, onnx or module:Class (default {d.engine})")
+    add("--keep-warm", choices=("auto", "on", "off"),
+        help="run a step on scratch state shortly before each bin is due; auto measures whether "
+             f"that helps (default {d.keep_warm})")
+    add("--stale-after", type=float, metavar="S",
+        help=f"publish invalid decodes at the bin rate when no bin closed for S seconds "
+             f"(default {d.stale_after:g})")
+    add("--open-bins", type=int, metavar="N",
+        help=f"bins kept open per probe for early spikes and slower probes "
+             f"(default {d.open_bins})")
+    add("--max-bins", type=int, metavar="N", help="end after N decoded bins")
+    add("--idle-exit", type=float, metavar="S",
+        help="end when no frame arrived for S seconds, counted from the first frame on")
+    add("--insecure", action="store_true",
+        help="accept endpoints that other machines can reach: nothing is encrypted")
+    add("--config", metavar="FILE", help="TOML file with these options, `-` written as `_`, and "
+        "probes as a table `[probe]`; the command line goes over it")
+    add("--json", action="store_true", help="end with the summary as one JSON object")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve until stopped; returns 0."""
+    import json
+    import logging
+
+    from neds_rt.bundle import read_bundle
+    from neds_rt.config import load_config, parse_probes
+    from neds_rt.engines import load_engine
+    from neds_rt.server import Server, announce
+
+    given = dict(vars(args))
+    as_json, path = given.pop("json", False), given.pop("config", None)
+    if "probe" in given:
+        given["probe"] = parse_probes(given["probe"])
+    config = load_config(path, given)
+    config.check()
+    logging.basicConfig(format="neds-rt serve: %(message)s")
+    bundle = read_bundle(config.model)
+    server = Server(config, bundle, load_engine(config.engine, bundle))
+    with _Signals(server):
+        summary = server.run(announce)
+    print(_text(summary))
+    if as_json:
+        print(json.dumps(summary))
+    return 0
+
+
+class _Signals:
+    """The first SIGINT or SIGTERM stops the server, a second SIGINT raises `KeyboardInterrupt`."""
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        import signal
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._before[number] = signal.signal(number, self._stop)
+
+    def __exit__(self, *_: object) -> None:
+        import signal
+
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _stop(self, number: int, _: object) -> None:
+        import signal
+
+        self._server.stop()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _text(summary: dict[str, Any]) -> str:
+    """Return the summary for people."""
+    counters = {k: v for k, v in summary["counters"].items() if v and k not in ("bins",)}
+    reasons = {k: v for k, v in summary["reasons"].items() if v}
+    lines = [
+        f"{summary['decodes']} decodes of {summary['bins']} bins in {summary['seconds']:.1f} s, "
+        f"{summary['stale_decodes']} stale; engine {summary['engine']} ({summary['precision']})",
+        "decodes by reason: " + (", ".join(f"{k} {v}" for k, v in reasons.items()) or "none"),
+        "counters: " + (", ".join(f"{k} {v}" for k, v in counters.items()) or "none"),
+    ]
+    for name, span in summary["latency"].items():
+        if span is not None:
+            figures = "  ".join(f"{key} {value:9.1f}" for key, value in span.items())
+            lines.append(f"{name:>12}  {figures}")
+    return "\n".join(lines)

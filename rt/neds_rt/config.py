@@ -1,0 +1,78 @@
+"""What `neds-rt serve` can be told: one frozen struct, read from TOML and from the command line."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from neds_rt.errors import BadInput
+
+
+class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Options of `neds-rt serve`. Field names are those of the command line with `-` as `_`."""
+
+    probe: dict[str, str] = {}  # stream name -> URI
+    model: str = ""  # bundle to serve
+    out: str = "tcp://127.0.0.1:5580"  # where decodes are published
+    engine: str = "native"
+    keep_warm: Literal["auto", "on", "off"] = "auto"
+    stale_after: float = 0.5  # seconds without a closed bin before decodes are marked stale
+    open_bins: int = 512  # bins kept open per probe for early spikes and slow other probes
+    max_bins: int | None = None  # end after this many decoded bins
+    idle_exit: float | None = None  # end this many seconds after the last bin
+    insecure: bool = False  # accept endpoints that other machines can reach
+
+    def check(self) -> None:
+        """Raise `BadInput` naming the first option whose value cannot work."""
+        if not self.probe:
+            raise BadInput("serve", "--probe", "none", "at least one NAME=URI")
+        if not self.model:
+            raise BadInput("serve", "--model", "none", "a model bundle")
+        for name in ("stale_after", "idle_exit"):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise BadInput("serve", _option(name), value, "a number of seconds above 0")
+        for name, least, most in (("open_bins", 4, 1 << 20), ("max_bins", 1, None)):
+            value = getattr(self, name)
+            if value is not None and (value < least or (most is not None and value > most)):
+                limit = f"at least {least}" if most is None else f"{least} to {most}"
+                raise BadInput("serve", _option(name), value, limit)
+
+
+def load_config(path: str | None, overrides: dict[str, Any]) -> ServeConfig:
+    """Return the configuration in the TOML file `path` (if any) with `overrides` put over it.
+
+    Raises `BadInput` for a file that cannot be read, an unknown field, or a value of another type.
+    """
+    config = ServeConfig()
+    if path is not None:
+        try:
+            config = msgspec.toml.decode(Path(path).read_bytes(), type=ServeConfig)
+        except OSError as error:
+            raise BadInput(path, "file", error.strerror, "a readable TOML file") from error
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise BadInput(path, "TOML", error, "options of neds-rt serve") from error
+    try:
+        return msgspec.convert(msgspec.structs.asdict(config) | overrides, ServeConfig)
+    except msgspec.ValidationError as error:
+        raise BadInput("serve", "options", error, "options of neds-rt serve") from error
+
+
+def parse_probes(values: list[str]) -> dict[str, str]:
+    """Turn `["probe00=zmq+tcp://...", ...]` into a dict. Raises `BadInput`."""
+    probes: dict[str, str] = {}
+    for value in values:
+        name, equals, uri = value.partition("=")
+        if not (name and equals and uri):
+            raise BadInput("serve", "--probe", repr(value), "NAME=URI")
+        if name in probes:
+            raise BadInput("serve", "--probe", f"{name} twice", "every name once")
+        probes[name] = uri
+    return probes
+
+
+def _option(field: str) -> str:
+    return "--" + field.replace("_", "-")

@@ -1,0 +1,72 @@
+"""The thread beside the hot path: it alone logs, and only reads what the hot path counts."""
+
+from __future__ import annotations
+
+import logging
+import threading
+
+import numpy as np
+from numpy.typing import NDArray
+
+from neds_rt.assemble import COUNTERS
+
+PERIOD_S = 0.25
+
+# What is said when a counter first moves; counters that are not here are part of normal work.
+MESSAGES = {
+    "gaps": "a stretch of the input is missing; its bins are lost",
+    "restarts": "the source restarted; the model starts anew",
+    "saturated": "a unit had more than 65535 spikes in a bin",
+    "late_spikes": "spikes below their stream's watermark were dropped",
+    "ahead_spikes": "spikes too far past their stream's watermark were dropped",
+    "unit_range": "spikes of units that the model does not have were dropped",
+    "duplicate": "a frame arrived twice and was ignored the second time",
+    "ended_session": "a frame of a session that has ended was ignored",
+    "bad_header": "a frame was refused: its header is not the MessagePack array it should be",
+    "bad_version": "a frame was refused: another wire version",
+    "bad_range": "a frame was refused: a header field has an impossible value",
+    "bad_stream": "a frame was refused: no --probe has its stream name",
+    "bad_payload": "a frame was refused: the payload is not n_spikes records long",
+    "bad_rate": "a frame was refused: its sampling rate changed or does not fit the bins",
+    "bad_watermark": "a frame was refused: its watermark goes backwards",
+    "overrun": "a frame was refused: it spans more bins than are kept open (--open-bins)",
+    "bad_parts": "a message was refused: it does not have two parts",
+    "oversize": "a frame was refused: more spikes than a frame may hold",
+}
+
+logger = logging.getLogger("neds_rt.server")
+
+
+class Housekeeping:
+    """Logs the first frame or spike of every kind of trouble, while the server runs."""
+
+    def __init__(self, counters: NDArray[np.int64]) -> None:
+        self._counters = counters
+        self._said: set[str] = set()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
+
+    @property
+    def started(self) -> bool:
+        """Whether the thread was started."""
+        return self._thread.ident is not None
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Say what is still unsaid and end the thread."""
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._stop.wait(PERIOD_S):
+            self._look()
+        self._look()
+
+    def _look(self) -> None:
+        for name, count in zip(COUNTERS, self._counters.tolist(), strict=True):
+            if count and name in MESSAGES and name not in self._said:
+                self._said.add(name)
+                logger.warning("%s: %s (said once; counted in the summary)", name, MESSAGES[name])

@@ -1,0 +1,70 @@
+"""The native source: a SUB socket that connects to a probe's publisher and reconnects by itself."""
+
+from __future__ import annotations
+
+import zmq
+
+from neds_rt.endpoints import check_endpoint
+from neds_rt.errors import BadInput
+from neds_rt.sources.frame import Frame
+
+# Frames waiting in the server. Beyond that TCP pushes back on the publisher, which decides what
+# happens: an XPUB with XPUB_NODROP waits, and nothing is lost; memory stays bounded either way.
+RECEIVE_QUEUE = 20_000
+# A part longer than this ends the connection, before memory is taken for it.
+MAX_PART_BYTES = 64 << 20
+
+
+class ZmqSource:
+    """Spike frames of the native wire format from `zmq+tcp://HOST:PORT` or `zmq+ipc://PATH`."""
+
+    def __init__(self, name: str, uri: str, *, insecure: bool = False) -> None:
+        self.name, self.uri = name, uri
+        endpoint = uri.removeprefix("zmq+")
+        check_endpoint(f"--probe {name}", endpoint, insecure=insecure)
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
+        self._socket.setsockopt(zmq.RCVHWM, RECEIVE_QUEUE)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_PART_BYTES)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.RECONNECT_IVL, 50)
+        self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
+        self._socket.subscribe(b"")
+        try:
+            self._socket.connect(endpoint)
+        except zmq.ZMQError as error:
+            self._socket.close()
+            found = f"{uri} ({error})"
+            raise BadInput(f"--probe {name}", "URI", found, "one to connect to") from error
+
+    @property
+    def pollable(self) -> zmq.Socket[bytes]:
+        """The socket."""
+        return self._socket
+
+    def receive(self, frame: Frame) -> bool:
+        """Put one waiting message into `frame`; False when none waits."""
+        sock = self._socket
+        try:
+            size = sock.recv_into(frame.header, flags=zmq.NOBLOCK)
+        except zmq.Again:
+            return False
+        frame.header_size = min(size, len(frame.header))
+        frame.payload_size = 0
+        frame.parts = 1
+        frame.oversize = False
+        while sock.get(zmq.RCVMORE):
+            frame.parts += 1
+            if frame.parts == 2:
+                size = sock.recv_into(frame.payload, flags=zmq.NOBLOCK)
+                frame.oversize = size > len(frame.payload)
+                frame.payload_size = min(size, len(frame.payload))
+            else:
+                sock.recv_into(_NOTHING, flags=zmq.NOBLOCK)
+        return True
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
+
+
+_NOTHING = bytearray(1)

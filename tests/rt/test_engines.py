@@ -1,0 +1,303 @@
+"""Every engine, on every instruction set, equals the batch computation of the same model."""
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from neds_rt import _core
+from neds_rt.bundle import ModalityOut, Shape, make_bundle, random_bundle
+from neds_rt.engines import load_engine
+from neds_rt.engines.native import ISA_VARIABLE
+from neds_rt.errors import BadInput
+
+from tests.rt.reference_step import run_reference, run_reference_in_chunks
+
+ENGINES = [f"native:{isa}" for isa in _core.supported_isas()] + ["onnx"]
+TOLERANCE = 1e-4  # of the largest output of the run
+
+WHEEL = ModalityOut("wheel", "continuous", 2)
+HEADING = ModalityOut("heading", "circular", 2)
+CHOICE = ModalityOut("choice", "categorical", 3, classes=["left", "right", "none"])
+
+
+def open_engine(label, bundle):
+    name, _, isa = label.partition(":")
+    with pytest.MonkeyPatch.context() as patch:
+        if isa:
+            patch.setenv(ISA_VARIABLE, isa)
+        return load_engine(name, bundle)
+
+
+def run(engine, counts, present):
+    return np.array([engine.step(c, bool(p)).copy() for c, p in zip(counts, present, strict=True)])
+
+
+def spikes(seed, n_bins, n_units, lost=0.15):
+    rng = np.random.default_rng(seed)
+    counts = rng.poisson(rng.gamma(1.0, 0.5, n_units), (n_bins, n_units)).astype(np.uint16)
+    counts[rng.random(counts.shape) < 0.002] = 65535
+    present = rng.random(n_bins) >= lost
+    return counts, present
+
+
+def assert_close(found, expected):
+    assert np.isfinite(found).all()
+    assert np.abs(found - expected).max() <= TOLERANCE * np.abs(expected).max()
+
+
+@st.composite
+def models(draw):
+    heads = draw(st.integers(1, 4))
+    shape = Shape(
+        hidden=2 * heads * draw(st.integers(1, 12)),
+        layers=draw(st.integers(1, 3)),
+        heads=heads,
+        mlp=draw(st.integers(1, 70)),
+        window=draw(st.integers(1, 40)),
+        conv=draw(st.integers(0, 5)),
+        rope_base=draw(st.sampled_from([10.0, 10000.0])),
+    )
+    pool = st.sampled_from([WHEEL, HEADING, CHOICE])
+    drawn = draw(st.lists(pool, min_size=1, max_size=8))
+    modalities = [
+        ModalityOut(f"{m.name}{i}", m.kind, m.n_outputs, classes=m.classes)
+        for i, m in enumerate(drawn)
+    ]
+    return random_bundle(shape, draw(st.integers(1, 50)), modalities, draw(st.integers(0, 999)))
+
+
+@pytest.mark.parametrize("label", ENGINES)
+@settings(max_examples=25, deadline=None, derandomize=True,
+          suppress_health_check=[HealthCheck.too_slow])
+@given(bundle=models(), seed=st.integers(0, 999), lost=st.sampled_from([0.0, 0.1, 0.5, 0.95]))
+def test_step_equals_batch(label, bundle, seed, lost):
+    counts, present = spikes(seed, 90, len(bundle.manifest.units), lost)
+    expected = run_reference(bundle, counts, present)
+    assert_close(run(open_engine(label, bundle), counts, present), expected)
+
+
+@pytest.mark.parametrize("label", ENGINES)
+def test_step_of_full_size_equals_batch(label):
+    shape = Shape(hidden=128, layers=5, heads=8, mlp=512, window=100, conv=3)
+    bundle = random_bundle(shape, 600, [WHEEL, HEADING, CHOICE], seed=3)
+    counts, present = spikes(4, 260, 600, lost=0.05)
+    found = run(open_engine(label, bundle), counts, present)
+    assert_close(found, run_reference(bundle, counts, present))
+
+
+@pytest.mark.parametrize("label", ENGINES)
+def test_ten_thousand_consecutive_bins(label):
+    shape = Shape(hidden=24, layers=2, heads=3, mlp=40, window=17, conv=4)
+    bundle = random_bundle(shape, 30, [WHEEL, CHOICE], seed=5)
+    counts, present = spikes(6, 10_400, 30, lost=0.02)
+    present[3000:3010] = False
+    present[7000:7200] = False  # longer than the receptive field
+    found = run(open_engine(label, bundle), counts, present)
+    assert_close(found, run_reference_in_chunks(bundle, counts, present, chunk=200))
+
+
+@pytest.fixture(scope="module")
+def bundle():
+    shape = Shape(hidden=32, layers=2, heads=2, mlp=48, window=9, conv=3)
+    return random_bundle(shape, 20, [WHEEL, CHOICE], seed=1)
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request, bundle):
+    return open_engine(request.param, bundle)
+
+
+def test_attributes(engine, bundle):
+    assert (engine.n_units, engine.n_outputs, engine.precision) == (20, 5, "float32")
+    assert engine.name in ("native", "onnx")
+
+
+@pytest.mark.parametrize("n_lost", [0, 1, 2, 8, 9, 10, 50])
+def test_skip_equals_lost_steps(engine, n_lost):
+    counts, _ = spikes(0, 40, 20)
+    everything = np.ones(len(counts), bool)
+    run(engine, counts[:15], everything[:15])
+    for _ in range(n_lost):
+        engine.step(counts[0], False)
+    expected = run(engine, counts[15:], everything[15:])
+    engine.reset()
+    run(engine, counts[:15], everything[:15])
+    engine.skip(n_lost)
+    assert np.array_equal(run(engine, counts[15:], everything[15:]), expected)
+
+
+def test_lost_counts_are_never_read(engine):
+    counts, present = spikes(0, 40, 20, lost=0.4)
+    expected = run(engine, counts, present)
+    engine.reset()
+    counts[~present] = 777
+    assert np.array_equal(run(engine, counts, present), expected)
+
+
+def test_warm_changes_nothing(engine):
+    counts, present = spikes(1, 60, 20, lost=0.3)
+    expected = run(engine, counts, present)
+    engine.reset()
+    engine.warm()
+    found = []
+    for c, p in zip(counts, present, strict=True):
+        outputs = engine.step(c, bool(p))
+        before = outputs.copy()
+        engine.warm()
+        engine.warm()
+        assert np.array_equal(outputs, before)
+        found.append(before)
+    assert np.array_equal(found, expected)
+
+
+def test_warm_before_skip_changes_nothing(engine):
+    counts, _ = spikes(1, 30, 20)
+    everything = np.ones(30, bool)
+    run(engine, counts[:10], everything[:10])
+    engine.skip(4)
+    expected = run(engine, counts[10:], everything[10:])
+    engine.reset()
+    run(engine, counts[:10], everything[:10])
+    engine.warm()
+    engine.skip(4)
+    assert np.array_equal(run(engine, counts[10:], everything[10:]), expected)
+
+
+def test_reset_forgets_everything(engine):
+    counts, present = spikes(2, 30, 20)
+    expected = run(engine, counts, present)
+    run(engine, *spikes(3, 25, 20))
+    engine.reset()
+    assert np.array_equal(run(engine, counts, present), expected)
+
+
+def test_far_position_keeps_its_phase(engine):
+    """Rotary positions are relative: two days into a stream the outputs are those of its start."""
+    counts, present = spikes(7, 30, 20)
+    expected = run(engine, counts, present)
+    engine.reset()
+    engine.skip(50 * 3600 * 48)
+    assert_close(run(engine, counts, present), expected)
+
+
+def test_attends_to_nothing_when_all_is_lost(engine, bundle):
+    counts, _ = spikes(0, 12, 20)
+    lost = np.zeros(12, bool)
+    found = run(engine, counts, lost)
+    assert_close(found, run_reference(bundle, counts, lost))
+    assert np.array_equal(found[0], found[-1])
+
+
+@pytest.mark.parametrize("n_units", [0, 19, 21])
+def test_refuses_other_unit_counts(engine, n_units):
+    with pytest.raises(ValueError, match="counts"):
+        engine.step(np.zeros(n_units, np.uint16))
+
+
+def test_refuses_negative_skip(engine):
+    with pytest.raises(ValueError, match="n_bins"):
+        engine.skip(-1)
+
+
+def test_native_refuses_another_dtype(bundle):
+    engine = load_engine("native", bundle)
+    for dtype in (np.int64, np.float32, np.int16):
+        with pytest.raises(TypeError):
+            engine.step(np.zeros(20, dtype))
+    with pytest.raises(TypeError):
+        engine.step(np.zeros(40, np.uint16)[::2])
+
+
+def test_native_outputs_cannot_be_written(bundle):
+    outputs = load_engine("native", bundle).step(np.zeros(20, np.uint16))
+    with pytest.raises(ValueError, match="read-only"):
+        outputs[0] = 1.0
+
+
+def test_outputs_outlive_the_engine(bundle):
+    engine = load_engine("native", bundle)
+    outputs = engine.step(np.ones(20, np.uint16))
+    expected = outputs.copy()
+    del engine
+    assert np.array_equal(outputs, expected)
+
+
+def test_unknown_isa_and_engine(bundle, monkeypatch):
+    monkeypatch.setenv(ISA_VARIABLE, "mmx")
+    with pytest.raises(BadInput, match="NEDS_ISA: found 'mmx'"):
+        load_engine("native", bundle)
+    with pytest.raises(BadInput, match="native, onnx"):
+        load_engine("fast", bundle)
+    with pytest.raises(BadInput, match="importable"):
+        load_engine("no_such_module:Engine", bundle)
+
+
+def test_engine_by_import_string(bundle):
+    assert load_engine("neds_rt.engines.native:NativeEngine", bundle).name == "native"
+
+
+def core_arguments(bundle):
+    shape, manifest = bundle.manifest.shape, bundle.manifest
+    return {
+        "units": len(manifest.units), "hidden": shape.hidden, "layers": shape.layers,
+        "heads": shape.heads, "mlp": shape.mlp, "window": shape.window, "conv": shape.conv,
+        "rope_base": shape.rope_base, "weights": dict(bundle.weights),
+        "modalities": [(m.n_outputs, m.kind == "categorical") for m in manifest.modalities],
+    }
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("units", 0), ("units", 21), ("hidden", 31), ("hidden", -2), ("layers", 3), ("layers", 0),
+     ("heads", 0), ("heads", 5), ("mlp", 0), ("mlp", 49), ("window", 0), ("window", 1 << 30),
+     ("conv", -1), ("conv", 2), ("rope_base", 0.0), ("rope_base", float("nan")),
+     ("modalities", []), ("modalities", [(0, False)]), ("modalities", [(4, False)])],
+)
+def test_core_checks_sizes_by_itself(bundle, field, value):
+    arguments = core_arguments(bundle) | {field: value}
+    with pytest.raises(ValueError, match="expected"):
+        _core.StepEngine(**arguments)
+
+
+def test_core_checks_tensors_by_itself(bundle):
+    arguments = core_arguments(bundle)
+    for bad in (np.zeros(3, np.float32), np.zeros(32), np.zeros(64, np.float32)[::2]):
+        weights = arguments["weights"] | {"norm.bias": bad}
+        with pytest.raises(ValueError, match=r"norm\.bias"):
+            _core.StepEngine(**(arguments | {"weights": weights}))
+    del arguments["weights"]["queries"]
+    with pytest.raises(ValueError, match="queries: found nothing"):
+        _core.StepEngine(**arguments)
+
+
+def remade(bundle, **files):
+    manifest = bundle.manifest
+    return make_bundle(
+        session="s", subject="a", bin_size_s=0.02, shape=manifest.shape, units=manifest.units,
+        modalities=manifest.modalities, weights=bundle.weights,
+        files={name.replace("_", "."): data for name, data in files.items()},
+    )
+
+
+def test_onnx_runs_the_bundled_graph(bundle):
+    from neds_rt.engines.onnx_graph import build_step_graph
+
+    other = random_bundle(bundle.manifest.shape, 20, bundle.manifest.modalities, seed=2)
+    bundled = remade(bundle, model_onnx=build_step_graph(other.manifest, other.weights))
+    counts, present = spikes(0, 12, 20)
+    found = run(load_engine("onnx", bundled), counts, present)
+    assert np.array_equal(found, run(load_engine("onnx", other), counts, present))
+
+
+def test_onnx_refuses_a_damaged_graph(bundle):
+    with pytest.raises(BadInput, match=r"model\.onnx"):
+        load_engine("onnx", remade(bundle, model_onnx=b"not a graph"))
+
+
+def test_onnx_refuses_the_graph_of_another_model(bundle):
+    from neds_rt.engines.onnx_graph import build_step_graph
+
+    other = random_bundle(bundle.manifest.shape, 21, bundle.manifest.modalities, seed=2)
+    graph = build_step_graph(other.manifest, other.weights)
+    with pytest.raises(BadInput, match=r"counts: found \('tensor\(float\)', \[21\]\)"):
+        load_engine("onnx", remade(bundle, model_onnx=graph))
