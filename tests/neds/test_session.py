@@ -171,6 +171,15 @@ def test_bins_exist_only_where_whole_in_the_domain():
     assert binned.counts.sum(0).tolist() == [0, 1]
 
 
+@pytest.mark.parametrize(("start", "stop", "bins"), [
+    (0.1, 0.5, [1, 2, 3, 4]), (0.101, 0.5, [2, 3, 4]), (0.099, 0.5, [1, 2, 3, 4]),
+    (0.1, 0.499, [1, 2, 3]), (0.1, 0.501, [1, 2, 3, 4]),
+])
+def test_a_sample_more_or_less_decides_a_bin(start, stop, bins):
+    session = make(spikes=events((), ()), domain=[[start, stop]])
+    assert session.binned(0.1).bin.tolist() == bins
+
+
 def test_no_bin_fits():
     with pytest.raises(BadInput, match="s1: bin_size_s: found 3"):
         make().binned(3.0)
