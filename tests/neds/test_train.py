@@ -22,7 +22,6 @@ from neds.config import load_recipe
 from neds.dataset import describe, draw_batch, match, to_recording
 from neds.metrics import r2
 from neds.train import train
-
 from tests.neds.conftest import make_session
 
 
