@@ -192,7 +192,7 @@ def _behaviours(
                 times = np.asarray((counts.bin + 1) * counts.bin_size_s, dtype=np.float64)
             else:
                 times = source.times(spec.timestamps, spec.timestamps, offset)
-            out[name] = _behaviour(source, spec, values, times)
+            out[name] = _behaviour(source, spec.filled(name), values, times)
     return out
 
 

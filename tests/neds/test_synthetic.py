@@ -197,3 +197,13 @@ def test_session_of_an_animal(animal, recording):
     same = SyntheticAnimal(again["animal_seed"], again["units"], n_probes=again["probes"])
     np.testing.assert_array_equal(
         same.simulate(again["seconds"], again["session_seed"]).sample, session.spikes.sample)
+
+
+def test_synthetic_behaviours_are_rows_of_the_modality_table():
+    from neds.modalities import MODALITIES
+
+    session = synthetic_session(SyntheticAnimal(1, 10), 60)
+    for name, behaviour in session.behaviours.items():
+        row = MODALITIES[name]
+        assert (behaviour.kind, behaviour.unit, behaviour.classes) == (
+            row.kind, row.unit, row.classes)
