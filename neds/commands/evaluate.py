@@ -27,6 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--baselines", default="", help="comma-separated, of: ridge, gru")
     parser.add_argument("--predictions", default=None, metavar="OUT.npz",
                         help="write bin, truth and prediction of every behaviour")
+    parser.add_argument("--plot", default=None, metavar="OUT.png",
+                        help="draw decoded traces against the truth (.png, .svg, .pdf)")
     parser.add_argument("--json", action="store_true", help="print one JSON object as last line")
 
 
@@ -56,6 +58,12 @@ def run(args: argparse.Namespace) -> int:
     baselines = {name: _baseline(name, recording, args.part) for name in wanted}
     if args.predictions:
         _write_predictions(Path(args.predictions), model, recording, args.part)
+    if args.plot:
+        from neds.evaluate import decode_part
+        from neds.plots import decoded_traces, save
+
+        pairs = decode_part(model, recording, args.part)
+        save(decoded_traces(state.behaviours, pairs, info.config.data.bin_size_s), Path(args.plot))
     seconds = round(time.monotonic() - started, 1)
     if args.json:
         print(json.dumps({"session": state.session, "part": args.part, "metrics": metrics,

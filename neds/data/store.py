@@ -83,8 +83,10 @@ def write_session(
             _write(file, session, origin)
         os.chmod(name, 0o644)
         os.replace(name, target)
-    except BaseException:
+    except BaseException as error:
         os.unlink(name)
+        if isinstance(error, OSError):  # a full disk, a target that is a folder
+            raise BadInput(target, "file", error, "a session file to be written") from error
         raise
 
 
