@@ -61,7 +61,10 @@ class Child:
         if text is None:
             self._lines.put(None)
             code = self._process.wait()
-            raise StartError(f"{self.name}: ended with code {code}{self._complaint()}")
+            error = StartError(f"{self.name}: ended with code {code}{self._complaint()}")
+            if code in (2, 4):  # its own verdict on what it was given, which is ours as well
+                error.exit_code = code
+            raise error
         return text
 
     def ready(self, timeout: float) -> str:

@@ -159,21 +159,20 @@ class LiveBench:
         speed = self.speed
         first, start_ns, messages = self._send(target, bins + SETTLE, speed)
         width = (FS, self.manifest.bin_size_s)
-        due_us = {
-            k: start_ns / 1e3 + float(sample_edge(k + 1, *width) - sample_edge(first, *width))
-            * 1e6 / (FS * speed)
-            for k in range(first + SETTLE, first + SETTLE + bins)
-        }
+        counted = np.arange(first + SETTLE, first + SETTLE + bins)
+        samples = sample_edge(counted + 1, *width) - sample_edge(first, *width)
+        due = start_ns + (samples * (1e9 / (FS * speed))).astype(np.int64)
+        due_ns = dict(zip(counted.tolist(), due.tolist(), strict=True))
         for raw, arrival_ns in messages:
             message = Reply.of(raw)
-            due = due_us.pop(message.bin, None)
-            if due is None:
+            bin_due_ns = due_ns.pop(message.bin, None)
+            if bin_due_ns is None:
                 continue
-            target.arrival_us.append(arrival_ns / 1e3 - due)
+            target.arrival_us.append((arrival_ns - bin_due_ns) / 1e3)
             target.late += target.arrival_us[-1] > self.plan.period_s * 1e6
             if not target.is_echo:
                 target.service_us.append(message.service_us)
-        target.lost += len(due_us)
+        target.lost += len(due_ns)
 
     def _send(
         self, target: Target, bins: int, speed: float

@@ -36,13 +36,13 @@ def state(animal):
     return DemoState(manifest, animal, 5, SECONDS)
 
 
-def message(state, row, *, wheel=None, valid=True, reason="ok", bin=None):
+def message(state, row, pub_ns=10**9, *, wheel=None, valid=True, reason="ok", bin=None):
     truth = float(state.truth["wheel"][row])
     code = state.truth["choice"][row]
     p = [0.9, 0.1] if code == 0 else [0.1, 0.9]
     return Decode(
         v=1, seq=row, session="s", bin=row if bin is None else bin, t_s=0.0, spike_age_us=0.0,
-        service_us=100.0 + row, recv_ns=0, pub_ns=0, model="", valid=valid, reason=reason,
+        service_us=100.0 + row, recv_ns=0, pub_ns=pub_ns, model="", valid=valid, reason=reason,
         values={"wheel": Value(mean=[truth if wheel is None else wheel]), "choice": Value(p=p)},
     )
 
@@ -89,7 +89,7 @@ def test_truth_is_the_session_played(state, animal):
 
 def test_scores_of_a_perfect_and_a_constant_decoder(state):
     for row in range(state.bins):
-        state.add(message(state, row), 10**9 + row)
+        state.add(message(state, row))
     assert state.scores()["r2"]["wheel"] == 1.0
     assert state.scores()["accuracy"]["choice"] == 1.0
     assert state.decodes == 200
@@ -102,24 +102,24 @@ def test_counters_tell_late_lost_repeated_and_invalid_apart(state):
     state.start_ns = 10**12
     due = state.due_ns()
     assert due[0] == 10**12 + 20_000_000
-    state.add(message(state, 0, valid=False, reason="warming up"), int(due[0]) + 1_000_000)
-    state.add(message(state, 1), int(due[1]) + 19_000_000)
-    state.add(message(state, 2), int(due[2]) + 21_000_000)
-    state.add(message(state, 2), int(due[2]) + 22_000_000)
-    state.add(message(state, 3, valid=False, reason="stale", bin=-1), int(due[3]))
-    state.add(message(state, 4, bin=10_000), int(due[4]))
+    state.add(message(state, 0, int(due[0]) + 1_000_000, valid=False, reason="warming up"))
+    state.add(message(state, 1, int(due[1]) + 19_000_000))
+    state.add(message(state, 2, int(due[2]) + 21_000_000))
+    state.add(message(state, 2, int(due[2]) + 22_000_000))
+    state.add(message(state, 3, int(due[3]), valid=False, reason="stale", bin=-1))
+    state.add(message(state, 4, int(due[4]), bin=10_000))
     assert state.decodes == 3
     assert state.missed(4) == 2  # bin 2 late, bin 3 lost
     scores = state.scores()
     assert (scores["invalid"], scores["repeated"]) == (1, 1)
-    assert scores["end_to_end_us"]["max"] == 21_000.0
+    assert scores["spike_to_publish_us"]["max"] == 21_000.0
 
 
 @pytest.mark.parametrize("rows", [0, 1, 150])
 @pytest.mark.parametrize("width", [30, 120])
 def test_view_draws_at_every_stage(state, rows, width):
     for row in range(rows):
-        state.add(message(state, row, wheel=0.5 * row), 10**9 + row)
+        state.add(message(state, row, wheel=0.5 * row))
     console = Console(file=io.StringIO(), width=width, force_terminal=True)
     console.print(render(state, "native", SECONDS, width))
     text = console.file.getvalue()

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 def summary(report: dict[str, Any]) -> str:
     """Return the report as a few lines of text."""
     nothing = {"p50": float("nan"), "p99": float("nan"), "max": float("nan")}
-    service, whole = report["service_us"] or nothing, report["end_to_end_us"] or nothing
+    service, whole = report["service_us"] or nothing, report["spike_to_publish_us"] or nothing
     scores = [f"{name} R² {value}" for name, value in report["r2"].items()]
     scores += [f"{name} {value} right" for name, value in report["accuracy"].items()]
     return "\n".join([
@@ -55,6 +55,6 @@ def summary(report: dict[str, Any]) -> str:
         f"{report['missed_deadlines']} a bin late or lost",
         f"service time p50 {service['p50']:.0f} us, p99 {service['p99']:.0f} us, "
         f"max {service['max']:.0f} us",
-        f"last spike to client p50 {whole['p50']:.0f} us, p99 {whole['p99']:.0f} us",
+        f"last spike to decode p50 {whole['p50']:.0f} us, p99 {whole['p99']:.0f} us",
         ", ".join(scores),
     ])

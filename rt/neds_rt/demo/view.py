@@ -74,12 +74,12 @@ def _classes(state: DemoState, modality: ModalityOut, columns: int) -> Panel:
 
 
 def _timing(state: DemoState) -> Panel:
-    rows = np.flatnonzero(state.arrival_ns)[-RECENT:]
+    rows = np.flatnonzero(state.published_ns)[-RECENT:]
     service = percentiles(state.service_us[rows])
-    whole = percentiles((state.arrival_ns - state.due_ns())[rows] / 1e3)
+    whole = percentiles(state.spike_to_publish_us()[rows])
     table = Table.grid(padding=(0, 2))
     table.add_row("", "p50", "p99", "max", style="dim")
-    for label, found in (("service", service), ("last spike to client", whole)):
+    for label, found in (("service", service), ("last spike to decode", whole)):
         texts = [f"{found[key] / 1e3:.2f} ms" for key in ("p50", "p99", "max")] if found else ["–"]
         table.add_row(label, *texts)
     got = state.decodes
