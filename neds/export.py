@@ -13,9 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from neds_rt.bundle import Bundle, Manifest, ModalityOut, Shape, make_bundle, write_bundle
-from neds_rt.engines import load_engine
-from neds_rt.errors import BadInput
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,6 +21,9 @@ from neds.config import ModelConfig
 from neds.dataset import Recording
 from neds.evaluate import decode_part, decode_rows
 from neds.model import BehaviourSpec, BehaviourStitch, Neds, SessionSpec
+from neds_rt.bundle import Bundle, Manifest, ModalityOut, Shape, make_bundle, write_bundle
+from neds_rt.engines import load_engine
+from neds_rt.errors import BadInput
 
 Floats = NDArray[np.float32]
 PARITY_BINS = 2000
@@ -191,8 +191,12 @@ def export(
         "units": state.units,
         "modalities": _modalities(model, recording, behaviours),
         "weights": fold_weights(model, state, behaviours),
-        "provenance": {**info.provenance, "exported_by": created_by(), "step": info.step,
-                       "split": state.split},
+        "provenance": {
+            # Paths are the trainer's own business; a bundle travels.
+            **{k: v for k, v in info.provenance.items() if k != "sessions"},
+            "trained_by": info.created_by, "exported_by": created_by(), "step": info.step,
+            "split": state.split,
+        },
     }
     draft = make_bundle(**parts)
     files = {"model.onnx": build_step_graph(draft.manifest, draft.weights)}

@@ -46,11 +46,11 @@ MODALITIES = {
         Modality(name=SPIKES, kind="spikes", width=0, unit="spikes/bin"),
         Modality(name="wheel", kind="continuous", unit="rad/s", ibl_name="wheel-speed"),
         Modality(name="whisker", kind="continuous", unit="a.u.", ibl_name="whisker-motion-energy"),
-        Modality(name="choice", kind="categorical", classes=("left", "right"), ibl_name="choice"),
+        Modality(name="choice", kind="categorical", classes=("right", "left"), ibl_name="choice"),
         Modality(name="block", kind="categorical", classes=("0.2", "0.5", "0.8"), ibl_name="block"),
         Modality(name="velocity", kind="continuous", width=2, unit="cm/s"),
         Modality(name="position", kind="continuous", width=2, unit="cm"),
-        Modality(name="stimulus", kind="categorical", classes=("left", "none", "right")),
+        Modality(name="stimulus", kind="categorical", classes=("left", "right")),
         Modality(name="response", kind="categorical", classes=("left", "nogo", "right")),
         Modality(name="heading", kind="circular", width=1, unit="rad"),
     )

@@ -22,10 +22,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("session", nargs="?", metavar="SESSION.h5",
                         help="prepared session (where the checkpoint found it)")
     parser.add_argument("--session-id", default=None, help="which session of the checkpoint")
-    parser.add_argument("--part", choices=("train", "val", "test"), default="test")
+    parser.add_argument("--part", choices=("train", "val", "test"), default="test",
+                        help="part of the recording to score (default %(default)s)")
     parser.add_argument("--baselines", default="", help="comma-separated, of: ridge, gru")
     parser.add_argument("--predictions", default=None, metavar="OUT.npz",
                         help="write bin, truth and prediction of every behaviour")
+    parser.add_argument("--plot", default=None, metavar="OUT.png",
+                        help="draw decoded traces against the truth (.png, .svg, .pdf)")
     parser.add_argument("--json", action="store_true", help="print one JSON object as last line")
 
 
@@ -36,8 +39,8 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from neds.checkpoint import load_checkpoint
-    from neds.dataset import match
     from neds.data.store import read_session
+    from neds.dataset import match
     from neds.evaluate import evaluate
     from neds_rt.errors import BadInput
 
@@ -55,9 +58,18 @@ def run(args: argparse.Namespace) -> int:
     baselines = {name: _baseline(name, recording, args.part) for name in wanted}
     if args.predictions:
         _write_predictions(Path(args.predictions), model, recording, args.part)
+    if args.plot:
+        from neds.evaluate import decode_part
+        from neds.plots import decoded_traces, save
+
+        pairs = decode_part(model, recording, args.part)
+        save(decoded_traces(state.behaviours, pairs, info.config.data.bin_size_s), Path(args.plot))
     seconds = round(time.monotonic() - started, 1)
     if args.json:
-        print(json.dumps({"session": state.session, "part": args.part, "metrics": metrics,
+        first, stop = recording.part(args.part)
+        print(json.dumps({"session": state.session, "part": args.part,
+                          "first_bin": int(recording.bin[first]), "bins": stop - first,
+                          "metrics": metrics,
                           "baselines": baselines, "seconds": seconds}))
     else:
         _print_table(state.session, args.part, {"neds": metrics, **baselines})

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from neds_rt.errors import BadInput
 from numpy.typing import NDArray
 
 from neds.data.checks import as_floats, as_strings, naming, positive
 from neds.data.mapping import BINS, BehaviourMap, Mapping
 from neds.data.parts import Behaviour, Counts, Spikes, Units
 from neds.data.session import Session
+from neds_rt.errors import BadInput
 
 Arrays = dict[str, NDArray[Any]]
 TIME_COLUMNS = ("start", "end", "intervals_0", "intervals_1")
@@ -32,7 +32,8 @@ def load_archive(path: Path) -> Arrays:
         raise BadInput(path, "file", "nothing there", "a NumPy archive (.npz)")
     name = "archive"
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # The file is opened here because np.load leaves it open when the archive is damaged.
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise BadInput(path, "file", "one array", "a NumPy archive (.npz)")
             arrays: Arrays = {}
@@ -135,6 +136,8 @@ def _counted(source: Archive, mapping: Mapping) -> Session:
     if counts.ndim not in (2, 3):
         raise BadInput(source.path, mapping.counts, f"shape {counts.shape}",
                        "(bins, units) or (trials, bins, units)")
+    if counts.shape[-1] == 0:
+        raise BadInput(source.path, mapping.counts, "no units", "at least one unit")
     shape = counts.shape[:-1]
     flat = counts.reshape(-1, counts.shape[-1])
     size = positive("bin_size", source.number("bin_size", mapping.bin_size))
@@ -189,7 +192,7 @@ def _behaviours(
                 times = np.asarray((counts.bin + 1) * counts.bin_size_s, dtype=np.float64)
             else:
                 times = source.times(spec.timestamps, spec.timestamps, offset)
-            out[name] = _behaviour(source, spec, values, times)
+            out[name] = _behaviour(source, spec.filled(name), values, times)
     return out
 
 

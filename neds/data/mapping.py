@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+
+from neds.modalities import MODALITIES
 from neds_rt.errors import BadInput
 
 UNIT_COLUMNS = ("probe", "channel", "cluster", "region", "depth_um")
@@ -31,17 +33,29 @@ class BehaviourMap(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
 
     values: array (n,), (n, width), or shaped as the bins are. columns: which columns to take.
     levels: for a categorical behaviour the values that become codes 0, 1, ...; default all that
-    occur. classes: their labels. gaps: NaN, and values not in `levels`, mean unknown.
+    occur. classes: their labels. kind, unit and classes default to the row of that name in
+    `neds.modalities`. gaps: NaN, and values not in `levels`, mean unknown.
     """
 
     values: str
     timestamps: str
-    kind: str = "continuous"
+    kind: str = ""
     unit: str = ""
     columns: list[int] = []
     levels: list[float] = []
     classes: list[str] = []
     gaps: bool = False
+
+
+    def filled(self, name: str) -> BehaviourMap:
+        """Return the mapping with what it leaves open taken from the table of modalities."""
+        row = MODALITIES.get(name)
+        kind = self.kind or (row.kind if row else "continuous")
+        if row is None or row.kind != kind:
+            return msgspec.structs.replace(self, kind=kind)
+        fits = len(row.classes) == len(self.levels)
+        classes = self.classes or (list(row.classes) if fits else [])
+        return msgspec.structs.replace(self, kind=kind, unit=self.unit or row.unit, classes=classes)
 
 
 class Mapping(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

@@ -25,12 +25,12 @@ from typing import Any
 
 import h5py
 import numpy as np
-from neds_rt.errors import BadInput
 from numpy.typing import NDArray
 
 from neds.data.checks import naming
 from neds.data.parts import Behaviour, Counts, Spikes, Units
 from neds.data.session import Session
+from neds_rt.errors import BadInput
 
 SCHEMA = "neds-session-1"
 UNIT_COLUMNS = ("probe", "channel", "cluster", "region", "depth_um")
@@ -83,8 +83,10 @@ def write_session(
             _write(file, session, origin)
         os.chmod(name, 0o644)
         os.replace(name, target)
-    except BaseException:
+    except BaseException as error:
         os.unlink(name)
+        if isinstance(error, OSError):  # a full disk, a target that is a folder
+            raise BadInput(target, "file", error, "a session file to be written") from error
         raise
 
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from neds_rt.errors import BadInput
 from numpy.typing import NDArray
 
 from neds.data.session import Binned
+from neds_rt.errors import BadInput
 
 SHORT_RUN = 0.05
 """A run of consecutive bins below this share of all rows is a trial: no cut goes through it."""
@@ -50,7 +50,8 @@ def split(
     `BadInput` for fractions that are none, or when a part with a fraction above 0 has no row left.
     """
     shares = [float(share) for share in fractions]
-    if len(shares) != 3 or min(shares) < 0 or abs(sum(shares) - 1) > 1e-6 or shares[2] == 0:
+    proper = len(shares) == 3 and min(shares) >= 0 and shares[2] > 0
+    if not (proper and abs(sum(shares) - 1) <= 1e-6):
         raise BadInput("split", "fractions", list(fractions), "three shares that add up to 1")
     if gap_bins < 0:
         raise BadInput("split", "gap_bins", gap_bins, "0 or more")

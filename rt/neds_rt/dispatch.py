@@ -1,4 +1,4 @@
-"""Sub-command dispatch shared by `neds` and `neds-rt`: late imports, one-line errors, exit codes."""
+"""Dispatch of sub-commands for `neds` and `neds-rt`: late imports, one-line errors, exit codes."""
 
 from __future__ import annotations
 
