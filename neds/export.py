@@ -191,8 +191,12 @@ def export(
         "units": state.units,
         "modalities": _modalities(model, recording, behaviours),
         "weights": fold_weights(model, state, behaviours),
-        "provenance": {**info.provenance, "exported_by": created_by(), "step": info.step,
-                       "split": state.split},
+        "provenance": {
+            # Paths are the trainer's own business; a bundle travels.
+            **{k: v for k, v in info.provenance.items() if k != "sessions"},
+            "trained_by": info.created_by, "exported_by": created_by(), "step": info.step,
+            "split": state.split,
+        },
     }
     draft = make_bundle(**parts)
     files = {"model.onnx": build_step_graph(draft.manifest, draft.weights)}

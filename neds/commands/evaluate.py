@@ -66,7 +66,10 @@ def run(args: argparse.Namespace) -> int:
         save(decoded_traces(state.behaviours, pairs, info.config.data.bin_size_s), Path(args.plot))
     seconds = round(time.monotonic() - started, 1)
     if args.json:
-        print(json.dumps({"session": state.session, "part": args.part, "metrics": metrics,
+        first, stop = recording.part(args.part)
+        print(json.dumps({"session": state.session, "part": args.part,
+                          "first_bin": int(recording.bin[first]), "bins": stop - first,
+                          "metrics": metrics,
                           "baselines": baselines, "seconds": seconds}))
     else:
         _print_table(state.session, args.part, {"neds": metrics, **baselines})

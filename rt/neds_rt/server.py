@@ -1,4 +1,4 @@
-"""The server: source -> assemble -> step -> encode -> sink, all of it on the thread that calls `run`.
+"""The server: source -> assemble -> step -> encode -> sink, all on the thread that calls `run`.
 
 That thread takes its memory before the first frame, logs nothing and waits only for frames.
 `Housekeeping` logs from another thread. Nothing a source sends can stop it.
@@ -48,7 +48,7 @@ class Server:
         self._frame = Frame()
         self.latency = LatencyRing()
         self._bin_ns = int(manifest.bin_size_s * 1e9)
-        self.keep_warm = KeepWarm(config.keep_warm, self._bin_ns, engine.warm)
+        self.keep_warm = KeepWarm(config.keep_warm, self._bin_ns, self._warm)
         self._seq = self.decodes = self.stale_decodes = 0
         self.reasons = [0] * len(assemble.REASONS)
         self._epoch = -1
@@ -62,7 +62,7 @@ class Server:
         self.endpoint = self._sink.endpoint
 
     def run(self, on_ready: Callable[[Server], None] | None = None) -> dict[str, Any]:
-        """Serve until stopped and return the summary. `on_ready` is called before the first frame."""
+        """Serve until stopped; return the summary. `on_ready` is called before the first frame."""
         started = time.monotonic()
         housekeeping = Housekeeping(self.assembler.counters)
         was_enabled = gc.isenabled()
@@ -111,8 +111,12 @@ class Server:
 
     def _warm_up(self) -> None:
         for _ in range(WARM_UP_STEPS):
-            self.engine.warm()
-            self._encoder.encode(0, -1, 0.0, -1.0, now_ns(), assemble.STALE, None)
+            self._warm()
+
+    def _warm(self) -> None:
+        """Go through a decode that nobody gets to see, leaving the stream as it is."""
+        self.engine.warm()
+        self._encoder.encode(0, -1, 0.0, -1.0, now_ns(), assemble.STALE, None)
 
     # The hot path, from here to `_publish`.
 

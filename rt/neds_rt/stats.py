@@ -1,4 +1,4 @@
-"""Latency of every stage of every bin, in a ring of stamps that is taken and touched at the start."""
+"""Latency of every stage of every bin, in a ring of stamps whose memory is taken at the start."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ now_ns = _core.monotonic_ns
 
 
 class LatencyRing:
-    """The stamps of the last `capacity` bins, in ns of the monotonic clock. Adding allocates nothing
-    that stays."""
+    """The stamps of the last `capacity` bins, in ns of the monotonic clock."""
 
     def __init__(self, capacity: int = 1 << 16) -> None:
         self._stamps = np.empty((capacity, len(STAGES)), np.int64)
@@ -62,7 +61,7 @@ class LatencyRing:
 
 
 def percentiles(values: NDArray[Any]) -> dict[str, float] | None:
-    """Return p50, p99, p999 and max of `values` (n,), each one of them; None when there are none."""
+    """Return p50, p99, p999 and max of `values` (n,), each one of them; None for no values."""
     if len(values) == 0:
         return None
     found = np.percentile(values, [50, 99, 99.9, 100], method="higher")

@@ -1,8 +1,8 @@
 """The native wire format: what a spike frame and a decode message are, byte by byte in README.md.
 
 A spike message is two ZeroMQ frames, `[header][payload]`. The header is a MessagePack array, the
-payload `n_spikes` records of `SPIKE_DTYPE`. A decode message is one ZeroMQ frame, a MessagePack map,
-so that any client can read it with any MessagePack library and a viewer may set ZMQ_CONFLATE.
+payload `n_spikes` records of `SPIKE_DTYPE`. A decode message is one ZeroMQ frame, a MessagePack
+map, so that any client can read it with any MessagePack library and a viewer may set ZMQ_CONFLATE.
 
 The server itself reads headers and writes decodes in C++ (`rt/src/wire.hpp`, `rt/src/decode.hpp`);
 what is here is for senders, clients and tests, and accepts exactly what the server accepts.

@@ -30,7 +30,7 @@ struct Rows {
 
 // Call f(Rows<n>, first) for tiles that cover `rows` rows, each as large as registers allow.
 template <typename F>
-NEDS_INLINE void for_tiles(int rows, F&& f) {
+NEDS_INLINE void for_tiles(int rows, const F& f) {
   const int n_tiles = (rows + max_tile_rows - 1) / max_tile_rows;
   for (int tile = 0, first = 0; tile < n_tiles; ++tile) {
     const int n = (rows - first) / (n_tiles - tile);
@@ -95,21 +95,21 @@ template <Then THEN>
 void linear(const Linear& layer, int depth, int n_outputs, int rows, const float* input,
             std::size_t ld_input, float* output, std::size_t ld_output) {
   const float* weight = layer.weight;
-  for (int first_output = 0; first_output < n_outputs; first_output += panel) {
-    for_tiles(rows, [&](auto tile, int first) __attribute__((always_inline)) {
+  for (int output_0 = 0; output_0 < n_outputs; output_0 += panel) {
+    const float* const bias = layer.bias + output_0;
+    for_tiles(rows, [=](auto tile, int first) __attribute__((always_inline)) {
       constexpr int n = decltype(tile)::count;
       vfloat sums[n][panel_vectors];
       for (int r = 0; r < n; ++r)
-        for (int v = 0; v < panel_vectors; ++v)
-          sums[r][v] = load(layer.bias + first_output + v * lanes);
-      multiply<n, panel_vectors>(weight, depth, input + static_cast<std::size_t>(first) * ld_input,
-                                 ld_input, sums);
-      for (int r = 0; r < n; ++r)
+        for (int v = 0; v < panel_vectors; ++v) sums[r][v] = load(bias + v * lanes);
+      const std::size_t row = static_cast<std::size_t>(first);
+      multiply<n, panel_vectors>(weight, depth, input + row * ld_input, ld_input, sums);
+      float* to = output + row * ld_output + output_0;
+      for (int r = 0; r < n; ++r, to += ld_output)
         for (int v = 0; v < panel_vectors; ++v) {
-          float* to = output + static_cast<std::size_t>(first + r) * ld_output + first_output + v * lanes;
-          if constexpr (THEN == Then::store) store(to, sums[r][v]);
-          if constexpr (THEN == Then::add) store(to, load(to) + sums[r][v]);
-          if constexpr (THEN == Then::gelu) store(to, gelu(sums[r][v]));
+          if constexpr (THEN == Then::add) sums[r][v] += load(to + v * lanes);
+          if constexpr (THEN == Then::gelu) sums[r][v] = gelu(sums[r][v]);
+          store(to + v * lanes, sums[r][v]);
         }
     });
     weight += static_cast<std::size_t>(depth) * panel;
@@ -209,41 +209,45 @@ void remember(const StepPlan& plan, const LayerPlan& layer, int slot) {
 
 // Scores of `rows` queries of one head against all slots, then the weights and their sums.
 void weigh(const StepPlan& plan, const float* keys, const float* q, int rows) {
-  const std::size_t depth = static_cast<std::size_t>(plan.head_dim);
-  for (std::size_t slot = 0; slot < plan.ld_scores; slot += ring_panel) {
-    for_tiles(rows, [&](auto tile, int first) __attribute__((always_inline)) {
+  const int depth = plan.head_dim;
+  const std::size_t ld_q = plan.ld_hidden, ld = plan.ld_scores;
+  const float* const slot_bias = plan.slot_bias;
+  float* const scores = plan.scores;
+  for (std::size_t slot = 0; slot < ld; slot += ring_panel) {
+    for_tiles(rows, [=](auto tile, int first) __attribute__((always_inline)) {
       constexpr int n = decltype(tile)::count;
       vfloat sums[n][ring_vectors];
       for (int r = 0; r < n; ++r)
-        for (int v = 0; v < ring_vectors; ++v) sums[r][v] = load(plan.slot_bias + slot + v * lanes);
-      multiply<n, ring_vectors>(keys, plan.head_dim,
-                                q + static_cast<std::size_t>(first) * plan.ld_hidden,
-                                plan.ld_hidden, sums);
-      for (int r = 0; r < n; ++r)
-        for (int v = 0; v < ring_vectors; ++v)
-          store(plan.scores + static_cast<std::size_t>(first + r) * plan.ld_scores + slot + v * lanes,
-                sums[r][v]);
+        for (int v = 0; v < ring_vectors; ++v) sums[r][v] = load(slot_bias + slot + v * lanes);
+      const std::size_t row = static_cast<std::size_t>(first);
+      multiply<n, ring_vectors>(keys, depth, q + row * ld_q, ld_q, sums);
+      float* to = scores + row * ld + slot;
+      for (int r = 0; r < n; ++r, to += ld)
+        for (int v = 0; v < ring_vectors; ++v) store(to + v * lanes, sums[r][v]);
     });
-    keys += depth * ring_panel;
+    keys += static_cast<std::size_t>(depth) * ring_panel;
   }
+  float* const inverse = plan.inverse;
   for (int r = 0; r < rows; ++r)
-    plan.inverse[r] =
-        1.0f / soften(plan.scores + static_cast<std::size_t>(r) * plan.ld_scores, plan.ld_scores);
+    inverse[r] = 1.0f / soften(scores + static_cast<std::size_t>(r) * ld, ld);
 }
 
 // The weighted mean of the values of one head, `width` of whose dimensions are in this block.
 void gather(const StepPlan& plan, const float* values, float* to, int width, int rows) {
-  for_tiles(rows, [&](auto tile, int first) __attribute__((always_inline)) {
+  const int window = plan.window;
+  const std::size_t ld_to = plan.ld_hidden, ld = plan.ld_scores;
+  const float* const scores = plan.scores;
+  const float* const inverse = plan.inverse;
+  for_tiles(rows, [=](auto tile, int first) __attribute__((always_inline)) {
     constexpr int n = decltype(tile)::count;
     vfloat sums[n][ring_vectors] = {};
-    multiply<n, ring_vectors>(values, plan.window,
-                              plan.scores + static_cast<std::size_t>(first) * plan.ld_scores,
-                              plan.ld_scores, sums);
-    for (int r = 0; r < n; ++r) {
-      float* row = to + static_cast<std::size_t>(first + r) * plan.ld_hidden;
+    const std::size_t first_row = static_cast<std::size_t>(first);
+    multiply<n, ring_vectors>(values, window, scores + first_row * ld, ld, sums);
+    float* row = to + first_row * ld_to;
+    for (int r = 0; r < n; ++r, row += ld_to) {
       float mean[ring_panel];
       for (int v = 0; v < ring_vectors; ++v)
-        store(mean + v * lanes, sums[r][v] * plan.inverse[first + r]);
+        store(mean + v * lanes, sums[r][v] * inverse[first + r]);
       if (width == ring_panel)
         __builtin_memcpy(row, mean, sizeof mean);
       else

@@ -32,28 +32,33 @@ NEDS_INLINE vfloat load(const float* p) {
 
 NEDS_INLINE void store(float* p, vfloat v) { __builtin_memcpy(p, &v, sizeof v); }
 
+// The order of the operands is that of the machine's instruction: of a NaN in b, b is the result.
 NEDS_INLINE vfloat larger(vfloat a, vfloat b) { return a > b ? a : b; }
+NEDS_INLINE vfloat smaller(vfloat a, vfloat b) { return a < b ? a : b; }
 
-// Sum, or maximum, over the lanes by halving.
-template <bool MAXIMUM>
-NEDS_INLINE float reduce(vfloat v) {
-  float a[lanes];
-  __builtin_memcpy(a, &v, sizeof a);
-  for (int width = lanes / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; ++i) {
-      if constexpr (MAXIMUM)
-        a[i] = a[i] > a[i + width] ? a[i] : a[i + width];
-      else
-        a[i] += a[i + width];
-    }
-  return a[0];
+template <int N>
+struct Wide {
+  typedef float type __attribute__((vector_size(N * sizeof(float))));
+};
+
+// Sum, or maximum, over N lanes, by halving.
+template <bool MAXIMUM, int N = lanes>
+NEDS_INLINE float reduce(typename Wide<N>::type v) {
+  if constexpr (N == 2) {
+    if constexpr (MAXIMUM) return v[0] > v[1] ? v[0] : v[1];
+    return v[0] + v[1];
+  } else {
+    typename Wide<N / 2>::type half[2];
+    __builtin_memcpy(half, &v, sizeof half);
+    if constexpr (MAXIMUM)
+      return reduce<MAXIMUM, N / 2>(half[0] > half[1] ? half[0] : half[1]);
+    else
+      return reduce<MAXIMUM, N / 2>(half[0] + half[1]);
+  }
 }
 
-// e^x to 1.2e-7 relative; x is clamped to [-87, 88], NaN stays NaN.
+// e^x to 1.2e-7 relative for x in [-87, 88]; NaN stays NaN.
 NEDS_INLINE vfloat exponential(vfloat x) {
-  const vfloat low = vfloat{} - 87.0f, high = vfloat{} + 88.0f;
-  x = x < low ? low : x;
-  x = x > high ? high : x;
   // Adding 1.5 * 2^23 rounds x / ln 2 to an integer n that the low bits of the sum then hold.
   const vfloat shifted = x * 1.44269504088896341f + 12582912.0f;
   const vint n = (vint)shifted - 0x4B400000;
@@ -72,7 +77,8 @@ NEDS_INLINE vfloat exponential(vfloat x) {
 // x/2 (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), written with a logistic function: no cancellation.
 NEDS_INLINE vfloat gelu(vfloat x) {
   const vfloat u = x * (1.5957691216057308f + 0.07135481282553506f * (x * x));
-  return x / (1.0f + exponential(-u));
+  const vfloat low = vfloat{} - 87.0f, high = vfloat{} + 88.0f;
+  return x / (1.0f + exponential(larger(low, smaller(high, -u))));
 }
 
 // y = (x - mean) / sqrt(variance + 1e-5) * weight + bias over n values; the rest of y is untouched.
@@ -107,7 +113,8 @@ NEDS_INLINE float soften(float* scores, std::size_t n) {
   for (std::size_t i = 0; i < n; i += lanes) {
     const vfloat x = load(scores + i) - top;
     // Weights below e^-80 count as none: an invalid slot gives exactly 0, and nothing denormal.
-    const vfloat weight = x < vfloat{} - 80.0f ? vfloat{} : exponential(x);
+    const vfloat low = vfloat{} - 80.0f;
+    const vfloat weight = x < low ? vfloat{} : exponential(larger(low, x));
     store(scores + i, weight);
     sums += weight;
   }

@@ -141,7 +141,8 @@ def test_a_gap_in_the_source_clock_is_lost_without_a_lost_frame():
 
 def test_a_gap_at_bin_edges_loses_the_bins_between_and_no_other():
     send = Sender()
-    bins = feed(assembler(), [send.frame(0, 1200, [1199], [0]), send.frame(2400, 3000, [2400], [1])])
+    frames = [send.frame(0, 1200, [1199], [0]), send.frame(2400, 3000, [2400], [1])]
+    bins = feed(assembler(), frames)
     assert [None if c is None else c.tolist() for c in bins.values()] == [
         [0, 0, 0], [1, 0, 0], None, None, [0, 1, 0]]
 
@@ -184,7 +185,8 @@ def test_bins_wait_for_the_slowest_probe():
 def test_a_gap_in_one_probe_loses_the_bin_for_all():
     a, b = Sender("a"), Sender("b")
     live = assembler(streams=[("a", [0, 1]), ("b", [2])])
-    bins = feed(live, [a.frame(0, 3000, [0], [0]), b.frame(0, 600), b.frame(1300, 3000, [2000], [0])])
+    frames = [a.frame(0, 3000, [0], [0]), b.frame(0, 600), b.frame(1300, 3000, [2000], [0])]
+    bins = feed(live, frames)
     assert [None if c is None else c.tolist() for c in bins.values()] == [
         [1, 0, 0], None, None, [0, 0, 1], [0, 0, 0]]
 

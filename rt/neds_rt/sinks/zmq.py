@@ -1,4 +1,4 @@
-"""The native sink: a PUB socket that binds; every subscriber gets each message or loses it alone."""
+"""The native sink: a PUB socket that binds; a subscriber that is too slow loses messages alone."""
 
 from __future__ import annotations
 

@@ -1,0 +1,7 @@
+"""`python -m neds`: the command `neds`."""
+
+import sys
+
+from neds.cli import main
+
+sys.exit(main())
