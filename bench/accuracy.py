@@ -21,8 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from neds_rt.errors import BadInput
-from neds_rt.machine import machine_facts
 
 from neds.baselines import GruConfig, gru_part, ridge, train_gru
 from neds.config import RunConfig, load_recipe
@@ -31,6 +29,8 @@ from neds.dataset import Recording, describe, to_recording
 from neds.evaluate import decode_part, encode_part
 from neds.metrics import bits_per_spike, score
 from neds.train import train
+from neds_rt.errors import BadInput
+from neds_rt.machine import machine_facts
 
 FIRST_SEED = 101  # recipes were tuned with seeds below 100
 MODELS = ("ridge", "gru", "neds")

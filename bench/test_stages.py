@@ -15,6 +15,9 @@ import msgspec
 import numba
 import numpy as np
 import pytest
+from numpy.typing import NDArray
+from pytest_benchmark.fixture import BenchmarkFixture
+
 from neds_rt import _core
 from neds_rt.assemble import make_assembler, make_encoder
 from neds_rt.binning import bin_spikes
@@ -22,8 +25,6 @@ from neds_rt.bundle import Bundle, ModalityOut, Shape, random_bundle, write_bund
 from neds_rt.bundle import read_bundle as read
 from neds_rt.engines import load_engine
 from neds_rt.wire import SPIKE_DTYPE, SpikeHeader, decode_header, encode_spikes
-from numpy.typing import NDArray
-from pytest_benchmark.fixture import BenchmarkFixture
 
 FS, BIN_S, UNITS = 30_000.0, 0.02, 600
 SHAPES = {

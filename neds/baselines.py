@@ -65,7 +65,7 @@ def ridge(recording: Recording, behaviour: int, lags: int = 10) -> NDArray[np.fl
 
 
 def lagged(recording: Recording, lags: int) -> Floats:
-    """Counts of each row's bin and the `lags - 1` before it in its run, and a one: (T, N lags + 1)."""
+    """Counts of each row's bin and the `lags - 1` before it, and a one: (T, N lags + 1)."""
     counts = recording.counts.double().numpy()
     x = np.zeros((len(counts), counts.shape[1] * lags + 1))
     for first, stop in recording.runs.tolist():

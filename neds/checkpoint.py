@@ -13,6 +13,7 @@ from typing import Any
 
 import msgspec
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from neds.config import RunConfig
@@ -97,9 +98,11 @@ def read_info(folder: Path) -> CheckpointInfo:
     try:
         info = msgspec.json.decode(path.read_bytes(), type=CheckpointInfo)
     except OSError as error:
-        raise BadInput(path, "checkpoint", error.strerror, "a folder written by neds train") from error
+        expected = "a folder written by neds train"
+        raise BadInput(path, "checkpoint", error.strerror, expected) from error
     except (msgspec.DecodeError, msgspec.ValidationError) as error:
-        raise BadInput(path, "checkpoint", str(error), "a checkpoint.json of this version") from error
+        expected = "a checkpoint.json of this version"
+        raise BadInput(path, "checkpoint", str(error), expected) from error
     if info.schema != CHECKPOINT_SCHEMA:
         raise BadInput(path, "schema", info.schema, str(CHECKPOINT_SCHEMA))
     return info
@@ -115,10 +118,9 @@ def load_checkpoint(folder: Path) -> tuple[Neds, CheckpointInfo]:
     path = folder / "model.safetensors"
     try:
         model.load_state_dict(load_file(path))
-    except (OSError, RuntimeError, ValueError, KeyError) as error:
-        raise BadInput(path, "weights", str(error)[:200], "the tensors checkpoint.json implies") from error
-    except Exception as error:  # safetensors raises its own class for a damaged file
-        raise BadInput(path, "weights", str(error)[:200], "an undamaged safetensors file") from error
+    except (OSError, RuntimeError, ValueError, KeyError, SafetensorError) as error:
+        expected = "the tensors that checkpoint.json implies"
+        raise BadInput(path, "weights", str(error)[:200], expected) from error
     model.eval()
     return model, info
 

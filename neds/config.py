@@ -26,7 +26,7 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Sizes and form of the transformer (NEDS section 2 in its paper: 5 layers, width 256)."""
 
-    form: str = "stream"  # "stream": causal, banded, O(1) a bin; "window": bidirectional, as the paper
+    form: str = "stream"  # causal, banded, O(1) a bin; or "window": bidirectional, as the paper
     hidden: int = 128
     layers: int = 4
     heads: int = 4

@@ -11,8 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from neds_rt.bundle import Unit
-from neds_rt.errors import BadInput
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,6 +19,8 @@ from neds.config import DataConfig
 from neds.data.session import Binned, Session
 from neds.data.windows import Scaler, split, units_above
 from neds.model import encode_behaviour
+from neds_rt.bundle import Unit
+from neds_rt.errors import BadInput
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,9 +13,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from neds_rt.bundle import Bundle, Manifest, ModalityOut, Shape, make_bundle, write_bundle
-from neds_rt.engines import load_engine
-from neds_rt.errors import BadInput
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,6 +21,9 @@ from neds.config import ModelConfig
 from neds.dataset import Recording
 from neds.evaluate import decode_part, decode_rows
 from neds.model import BehaviourSpec, BehaviourStitch, Neds, SessionSpec
+from neds_rt.bundle import Bundle, Manifest, ModalityOut, Shape, make_bundle, write_bundle
+from neds_rt.engines import load_engine
+from neds_rt.errors import BadInput
 
 Floats = NDArray[np.float32]
 PARITY_BINS = 2000

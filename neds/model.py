@@ -189,7 +189,7 @@ class Neds(nn.Module):
         or was never recorded. Returns log rates (B, T, N) and per behaviour (B, T, n_outputs).
         """
         stitch = self.stitcher(session)
-        batch, bins = counts.shape[:2]
+        bins = counts.shape[1]
         tokens = [self.spike_tokens(stitch, counts, hidden_spikes)]
         for m, part in enumerate(stitch.parts()):
             token = torch.where(

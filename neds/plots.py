@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from neds_rt.errors import BadInput
 from numpy.typing import NDArray
 
 from neds.checkpoint import BehaviourState
+from neds_rt.errors import BadInput
 
 COLOURS = {"neds": "#1b6ca8", "gru": "#d98c21", "ridge": "#8a8a8a", "truth": "#444444"}
 MAX_BINS = 600  # more cannot be told apart in one picture

@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from neds_rt.bundle import Bundle
 from numpy.typing import NDArray
 from torch import Tensor
 
 from neds.export import BatchDecoder
 from neds.model import rotary_phases
+from neds_rt.bundle import Bundle
 
 
 class EagerWindow:

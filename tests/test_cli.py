@@ -5,10 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import neds_rt.cli
 import pytest
 
 import neds.cli
+import neds_rt.cli
 
 PROGRAMS = {"neds": neds.cli, "neds-rt": neds_rt.cli}
 COMMANDS = [(program, name) for program, cli in PROGRAMS.items() for name in cli.COMMANDS]

@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+
 from neds_rt.client import Client
 
 

@@ -39,8 +39,8 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from neds.checkpoint import load_checkpoint
-    from neds.dataset import match
     from neds.data.store import read_session
+    from neds.dataset import match
     from neds.evaluate import evaluate
     from neds_rt.errors import BadInput
 

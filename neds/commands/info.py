@@ -87,6 +87,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
 
 def _bundle(path: Path) -> dict[str, Any]:
     import msgspec
+
     from neds_rt.bundle import read_bundle
 
     bundle = read_bundle(path)

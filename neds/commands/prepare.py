@@ -47,8 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prepare every file; return 2 if one of them failed."""
-    from neds_rt.errors import NedsError
     from tqdm import tqdm
+
+    from neds_rt.errors import NedsError
 
     read = _reader(args)
     done: list[dict[str, Any]] = []
@@ -81,9 +82,8 @@ def _reader(args: argparse.Namespace) -> Callable[[Path], Session]:
 def _prepare(
     path: Path, read: Callable[[Path], Session], args: argparse.Namespace, taken: set[str]
 ) -> dict[str, Any]:
-    from neds_rt.errors import BadInput
-
     from neds.data.store import file_sha256, provenance, session_path, write_session
+    from neds_rt.errors import BadInput
 
     session = read(path)
     target = session_path(args.out, session.session)

@@ -27,13 +27,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Simulate and write each animal."""
-    from neds_rt.errors import BadInput
-    from neds_rt.synthetic import SyntheticAnimal
-    from neds_rt.synthetic_task import STEP_S
     from tqdm import tqdm
 
     from neds.data.store import provenance, session_path, write_session
     from neds.data.synthetic import synthetic_session
+    from neds_rt.errors import BadInput
+    from neds_rt.synthetic import SyntheticAnimal
+    from neds_rt.synthetic_task import STEP_S
 
     if args.animals < 1 or args.seed < 0:
         raise BadInput("neds synth", "--animals and --seed", f"{args.animals} and {args.seed}",

@@ -31,8 +31,8 @@ def run(args: argparse.Namespace) -> int:
 
     from neds.checkpoint import CHECKPOINT_SCHEMA, CheckpointInfo, created_by, save_checkpoint
     from neds.config import load_recipe
-    from neds.dataset import describe, to_recording
     from neds.data.store import read_session
+    from neds.dataset import describe, to_recording
     from neds.model import count_parameters
     from neds.train import open_log, train
 

@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from neds_rt.errors import BadInput
 from numpy.typing import NDArray
 
 from neds.data.checks import as_floats, as_strings, naming, positive
 from neds.data.mapping import BINS, BehaviourMap, Mapping
 from neds.data.parts import Behaviour, Counts, Spikes, Units
 from neds.data.session import Session
+from neds_rt.errors import BadInput
 
 Arrays = dict[str, NDArray[Any]]
 TIME_COLUMNS = ("start", "end", "intervals_0", "intervals_1")

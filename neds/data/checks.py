@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from neds_rt.errors import BadInput
 from numpy.typing import ArrayLike, NDArray
+
+from neds_rt.errors import BadInput
 
 WHERE = "session"
 

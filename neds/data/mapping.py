@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-from neds_rt.errors import BadInput
 
 from neds.modalities import MODALITIES
+from neds_rt.errors import BadInput
 
 UNIT_COLUMNS = ("probe", "channel", "cluster", "region", "depth_um")
 BINS = "bins"

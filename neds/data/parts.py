@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from neds_rt.errors import BadInput
 from numpy.typing import ArrayLike, NDArray
 
 from neds.data.checks import (
@@ -24,6 +23,7 @@ from neds.data.checks import (
     same_length,
     sorted_finite,
 )
+from neds_rt.errors import BadInput
 
 KINDS = ("continuous", "circular", "categorical")
 MAX_SECONDS = 1e9

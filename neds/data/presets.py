@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from neds_rt.errors import BadInput
 from numpy.typing import NDArray
 
 from neds.data.arrays import Arrays, grid, load_archive, read_arrays
 from neds.data.checks import as_floats, naming, positive
 from neds.data.mapping import load_mapping, parse_mapping
 from neds.data.session import Session
+from neds_rt.errors import BadInput
 
 FOLDER = Path(__file__).parent / "mappings"
 Derived = tuple[str, Arrays]  # the name of a mapping, and the arrays it reads

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from neds_rt.errors import BadInput
 from numpy.typing import NDArray
 
 from neds.data.checks import WHERE, as_floats, frozen, naming, positive
 from neds.data.parts import Behaviour, Counts, Spikes, Units
+from neds_rt.errors import BadInput
 
 __all__ = ["Behaviour", "Binned", "Counts", "Session", "Spikes", "Units"]
 

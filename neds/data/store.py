@@ -25,12 +25,12 @@ from typing import Any
 
 import h5py
 import numpy as np
-from neds_rt.errors import BadInput
 from numpy.typing import NDArray
 
 from neds.data.checks import naming
 from neds.data.parts import Behaviour, Counts, Spikes, Units
 from neds.data.session import Session
+from neds_rt.errors import BadInput
 
 SCHEMA = "neds-session-1"
 UNIT_COLUMNS = ("probe", "channel", "cluster", "region", "depth_um")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from neds_rt.synthetic import SyntheticAnimal, SyntheticRecording, Trace
 
 from neds.data.parts import Behaviour, Spikes, Units
 from neds.data.session import Session
+from neds_rt.synthetic import SyntheticAnimal, SyntheticRecording, Trace
 
 
 def synthetic_session(animal: SyntheticAnimal, seconds: float, seed: int = 0) -> Session:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from neds_rt.errors import BadInput
 from numpy.typing import NDArray
 
 from neds.data.session import Binned
+from neds_rt.errors import BadInput
 
 SHORT_RUN = 0.05
 """A run of consecutive bins below this share of all rows is a trial: no cut goes through it."""

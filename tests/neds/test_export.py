@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from neds_rt.bundle import ModalityOut, Shape, random_bundle, read_bundle
-from neds_rt.engines import load_engine
-from neds_rt.errors import BadInput
 
 from neds.checkpoint import CHECKPOINT_SCHEMA, CheckpointInfo, created_by
 from neds.evaluate import decode_part
 from neds.export import BatchDecoder, export
+from neds_rt.bundle import ModalityOut, Shape, random_bundle, read_bundle
+from neds_rt.engines import load_engine
+from neds_rt.errors import BadInput
 
 
 @pytest.fixture(scope="module")

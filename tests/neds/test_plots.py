@@ -1,10 +1,10 @@
 """Pictures are written whole, with what was asked for in them."""
 
 import pytest
-from neds_rt.errors import BadInput
 
 from neds.evaluate import decode_part
 from neds.plots import decoded_traces, model_bars, save
+from neds_rt.errors import BadInput
 
 
 def test_traces_have_one_axis_per_behaviour_column(trained, tmp_path):
@@ -15,7 +15,7 @@ def test_traces_have_one_axis_per_behaviour_column(trained, tmp_path):
         "velocity cm/s", "velocity cm/s", "choice", "heading"]
     save(figure, tmp_path / "traces.svg")
     assert [p.name for p in tmp_path.iterdir()] == ["traces.svg"]
-    with pytest.raises(BadInput, match="traces.jpeg2"):
+    with pytest.raises(BadInput, match=r"traces\.jpeg2"):
         save(figure, tmp_path / "traces.jpeg2")
 
 

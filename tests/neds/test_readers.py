@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from neds_rt.errors import BadInput
 
 from neds.data import Counts, Spikes
 from neds.data.arrays import grid, load_archive, read_arrays
 from neds.data.mapping import load_mapping, parse_mapping
 from neds.data.presets import PRESETS, arrays_reader, read_preset
+from neds_rt.errors import BadInput
 
 EVENTS = ["spike_times=t", "spike_units=u", "n_units=3", "behaviour.wheel=wheel:wheel_t"]
 COUNTS = ["counts=c", "bin_size=0.1", "bin_start=start", "behaviour.xy=xy:bins:continuous:cm"]

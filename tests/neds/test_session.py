@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from neds_rt.errors import BadInput
 
 from neds.data import Behaviour, Counts, Session, Spikes, Units
+from neds_rt.errors import BadInput
 
 FS = 1000.0
 

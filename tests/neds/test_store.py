@@ -6,7 +6,6 @@ import os
 import h5py
 import numpy as np
 import pytest
-from neds_rt.errors import BadInput
 
 from neds.data import Behaviour, Counts, Session, Spikes, Units
 from neds.data import store as store_module
@@ -18,6 +17,7 @@ from neds.data.store import (
     session_path,
     write_session,
 )
+from neds_rt.errors import BadInput
 
 
 def event_session():

@@ -4,11 +4,11 @@ from itertools import islice
 
 import numpy as np
 import pytest
+
+from neds.data.synthetic import synthetic_session
 from neds_rt.errors import BadInput
 from neds_rt.synthetic import BLOCK_STEPS, REGIONS, SyntheticAnimal
 from neds_rt.synthetic_task import STEP_S, TRIAL_COLUMNS
-
-from neds.data.synthetic import synthetic_session
 
 STEP_SAMPLES = 600
 

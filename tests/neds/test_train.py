@@ -7,7 +7,6 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from neds_rt.errors import BadInput
 
 from neds import evaluate as evaluation
 from neds.baselines import GruConfig, gru_part, ridge, train_gru
@@ -22,6 +21,7 @@ from neds.config import load_recipe
 from neds.dataset import describe, draw_batch, match, to_recording
 from neds.metrics import r2
 from neds.train import train
+from neds_rt.errors import BadInput
 from tests.neds.conftest import make_session
 
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from neds_rt.errors import BadInput
 
 from neds.data import Binned
 from neds.data.windows import Scaler, sample_windows, split, units_above
+from neds_rt.errors import BadInput
 
 
 def binned(bins, counts=None, size=0.02):

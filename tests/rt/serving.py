@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import zmq
+
 from neds_rt.bundle import ModalityOut, Shape, random_bundle, write_bundle
 from neds_rt.client import Client
 from neds_rt.engines import load_engine

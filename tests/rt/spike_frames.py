@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 
 import msgpack
 import numpy as np
+
 from neds_rt.wire import SPIKE_DTYPE, SpikeHeader, encode_spikes
 
 

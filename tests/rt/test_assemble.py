@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from neds_rt import _core
 from neds_rt.binning import bin_edge, bin_of, bin_spikes
-
 from tests.rt.spike_frames import Sender, counters_of, drain, feed
 
 FS, SIZE = 30_000.0, 0.02  # bins of 600 samples

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from neds_rt import _core
 from neds_rt.binning import bin_edge, bin_of, bin_spikes
 from neds_rt.errors import BadInput

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from neds_rt import bundle_files
 from neds_rt.bundle import (
     ModalityOut,

@@ -6,6 +6,8 @@ import msgspec
 import numpy as np
 import pytest
 import zmq
+from rich.console import Console
+
 from neds_rt.bundle import ModalityOut, Shape, random_bundle
 from neds_rt.children import Child
 from neds_rt.demo.state import DemoState
@@ -15,7 +17,6 @@ from neds_rt.plot import bar, curve_dots, plot
 from neds_rt.sources.synthetic import synthetic_blocks
 from neds_rt.synthetic import SyntheticAnimal
 from neds_rt.wire import SPIKE_DTYPE, Decode, Value, decode_header
-from rich.console import Console
 
 UNITS, SECONDS = 30, 4.0
 MODALITIES = [

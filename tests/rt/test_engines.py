@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+
 from neds_rt import _core
 from neds_rt.bundle import ModalityOut, Shape, make_bundle, random_bundle
 from neds_rt.engines import load_engine
 from neds_rt.engines.native import ISA_VARIABLE
 from neds_rt.errors import BadInput
-
 from tests.rt.reference_step import run_reference, run_reference_in_chunks
 
 ENGINES = [f"native:{isa}" for isa in _core.supported_isas()] + ["onnx"]

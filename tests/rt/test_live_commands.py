@@ -8,6 +8,7 @@ import sys
 import threading
 
 import pytest
+
 from neds_rt.bundle import ModalityOut, Shape, random_bundle, write_bundle
 from neds_rt.demo import UNITS
 

@@ -11,6 +11,7 @@ import h5py
 import numpy as np
 import pytest
 import zmq
+
 from neds_rt.errors import BadInput
 from neds_rt.player import Block, Player, empty_spikes, sample_edge
 from neds_rt.sources.replay import bin_axis, blocks, read_recording, spread_counts

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from neds_rt.errors import BadInput
 from neds_rt.safetensors_io import MAX_HEADER_BYTES, decode_tensors, encode_tensors
 

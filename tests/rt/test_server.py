@@ -6,9 +6,9 @@ import sys
 
 import numpy as np
 import pytest
+
 from neds_rt.binning import bin_spikes
 from neds_rt.bundle import read_bundle
-
 from tests.rt.serving import (
     ROOT,
     WINDOW,

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
 from neds_rt import _core
 from neds_rt.assemble import COUNTERS, FIRST_REFUSAL, GAP, OK, REASONS, STALE
 from neds_rt.wire import SpikeHeader, decode_header, decode_message, encode_spikes
-
 from tests.rt.spike_frames import Sender, counters_of, drain, feed, fields, pack, spikes_of
 
 README = Path(__file__).parents[2] / "rt" / "README.md"
