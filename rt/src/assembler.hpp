@@ -93,7 +93,7 @@ class Assembler {
     const std::int64_t end = lost_end();
     if (end > next_) {
       next_ = end;
-      counters_[kLostBins] += end - bin_;
+      count(kLostBins, end - bin_);
       return bin_ - end;
     }
     for (Stream& s : streams_) hand_out(s);
@@ -235,7 +235,7 @@ class Assembler {
     const bool new_run = gap && plan.lost_end > s.queue.run_end();
     if (!make_room(s, plan, new_run)) return kOverrun;
 
-    counters_[kLostFrames] += h.seq - s.seq - 1;
+    count(kLostFrames, h.seq - s.seq - 1);
     if (gap) ++counters_[kGaps];
     if (new_run) {
       s.queue.truncate(s.closed_end);
@@ -311,6 +311,11 @@ class Assembler {
     s.watermark = h.watermark;
     s.closed_end = s.grid.bin_of(h.watermark);
     s.reach = std::max(s.reach, plan.reach);
+  }
+
+  // Sticks at the largest value: these two grow by as much as a sender makes up.
+  void count(Counter kind, std::int64_t n) noexcept {
+    counters_[kind] += std::min(n, INT64_MAX - counters_[kind]);
   }
 
   static Counter refuse_spike(const Stream& s, std::int64_t sample, std::uint32_t unit,
