@@ -23,6 +23,7 @@ from neds_rt.children import Child
 from neds_rt.errors import StartError
 from neds_rt.player import sample_edge
 from neds_rt.stats import percentiles
+from neds_rt.subscribe import subscribe
 
 FS = 30_000.0
 SETTLE = 5  # bins at the start of a round that are sent and not counted
@@ -128,24 +129,18 @@ class LiveBench:
                 "--stale-after", "86400",  # between its rounds a server is to be quiet
             )
             out = child.ready(START_S)
-            self.targets.append(Target(engine, child, self._subscribe(out)))
+            socket = subscribe(self._context, out, START_S)
+            self.targets.append(Target(engine, child, socket))
 
     def _start_echo(self, reply_bytes: int) -> None:
         child = self._child(
             ECHO, "neds_rt.echo", "--probe", self.uris[0], "--reply-bytes", str(reply_bytes)
         )
-        socket = self._subscribe(child.json(START_S)["out"])
+        socket = subscribe(self._context, child.json(START_S)["out"], START_S)
         self.targets.insert(0, Target(ECHO, child, socket))
 
     def _child(self, name: str, module: str, *arguments: str) -> Child:
         return self._stack.enter_context(Child(name, module, *arguments))
-
-    def _subscribe(self, endpoint: str) -> zmq.Socket[bytes]:
-        socket = self._context.socket(zmq.SUB)
-        socket.setsockopt(zmq.RCVHWM, 0)
-        socket.subscribe(b"")
-        socket.connect(endpoint)
-        return socket
 
     def _fill_window(self, target: Target) -> None:
         """Send bins until the attention window is full and a step costs its full price."""

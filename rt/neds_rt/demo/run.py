@@ -23,6 +23,7 @@ from neds_rt.demo.state import DemoState
 from neds_rt.errors import BadInput, StartError
 from neds_rt.machine import machine_facts
 from neds_rt.player import sample_edge
+from neds_rt.subscribe import subscribe
 from neds_rt.synthetic import FS, SyntheticAnimal
 from neds_rt.synthetic_task import STEP_S
 from neds_rt.wire import decode_message
@@ -53,7 +54,7 @@ def run_demo(model: Path, engine: str, seconds: float, *, view: bool) -> dict[st
             "server", "neds_rt", "serve", "--probe", f"{name}={probe.json(START_S)['uri']}",
             "--model", str(model), "--engine", engine, "--out", "tcp://127.0.0.1:*", "--json",
         ) as server:
-            socket = subscribe(context, server.ready(START_S))
+            socket = subscribe(context, server.ready(START_S), START_S)
             probe.tell({"go": True})
             state.start_ns = probe.json(START_S)["start_ns"]
             with _picture(state, engine, seconds, view) as draw:
@@ -63,20 +64,6 @@ def run_demo(model: Path, engine: str, seconds: float, *, view: bool) -> dict[st
     finally:
         context.destroy(linger=0)
     return report(state, manifest, engine, played, facts)
-
-
-def subscribe(context: zmq.Context[zmq.Socket[bytes]], endpoint: str) -> zmq.Socket[bytes]:
-    """Connect to a publisher and return once the connection and the subscription stand."""
-    socket = context.socket(zmq.SUB)
-    socket.setsockopt(zmq.RCVHWM, 0)
-    monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
-    socket.subscribe(b"")
-    socket.connect(endpoint)
-    if not monitor.poll(int(START_S * 1000)):
-        raise StartError(f"{endpoint}: no answer from the server")
-    socket.disable_monitor()
-    monitor.close(linger=0)
-    return socket
 
 
 def report(
