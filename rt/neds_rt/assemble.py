@@ -22,7 +22,7 @@ PARTS = COUNTERS.index("bad_parts")
 OVERSIZE = COUNTERS.index("oversize")
 
 REASONS: tuple[str, ...] = _core.REASONS
-OK, WARMING_UP, GAP, STALE = range(4)
+OK, WARMING_UP, GAP, STALE, NOT_FINITE, ENGINE_FAILED = range(len(REASONS))
 
 DEFAULT_OPEN_BINS = 512
 

@@ -3,7 +3,8 @@
     NedsError            exit 2, one line, no traceback
     ├── BadInput         a file, argument, endpoint or bundle that is not what it should be
     ├── StartError       exit 3: everything was well formed but the program could not start
-    └── CheckFailed      exit 4: the program ran and failed its own check
+    ├── CheckFailed      exit 4: the program ran and failed its own check
+    └── EngineFailed     exit 4: an engine raised while it was served
 """
 
 
@@ -31,3 +32,13 @@ class CheckFailed(NedsError):
     """The program ran and missed its own target."""
 
     exit_code = 4
+
+
+class EngineFailed(NedsError):
+    """An engine raised, or gave something that is no output, after serving had begun."""
+
+    exit_code = 4
+
+    def __init__(self, engine: str, error: BaseException) -> None:
+        text = f"engine {engine} failed: {type(error).__name__}: {error}"
+        super().__init__(" ".join(text.split()))

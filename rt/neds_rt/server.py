@@ -18,7 +18,7 @@ from neds_rt import assemble
 from neds_rt.bundle import Bundle
 from neds_rt.config import ServeConfig
 from neds_rt.engines import Engine
-from neds_rt.errors import BadInput
+from neds_rt.errors import BadInput, EngineFailed, NedsError, StartError
 from neds_rt.housekeeping import Housekeeping
 from neds_rt.keepwarm import NEVER, KeepWarm
 from neds_rt.machine import machine_facts, resident_bytes
@@ -53,6 +53,8 @@ class Server:
         self.reasons = [0] * len(assemble.REASONS)
         self._epoch = -1
         self._stopping = False
+        self.failure: EngineFailed | None = None  # why the server ended by itself
+        self._engine_calls = _EngineCalls(engine.name)
         self._last_frame_ns = self._last_bin_ns = self._stale_due_ns = 0
         self._idle_ns = NEVER if config.idle_exit is None else int(config.idle_exit * 1e9)
         self._stale_ns = max(int(config.stale_after * 1e9), 2 * self._bin_ns)
@@ -62,7 +64,11 @@ class Server:
         self.endpoint = self._sink.endpoint
 
     def run(self, on_ready: Callable[[Server], None] | None = None) -> dict[str, Any]:
-        """Serve until stopped; return the summary. `on_ready` is called before the first frame."""
+        """Serve until stopped; return the summary. `on_ready` is called before the first frame.
+
+        An engine that raises ends the run: `failure` then says how, after a last invalid decode.
+        Raises `StartError` when it does so before the first frame, `BadInput` for a bad source.
+        """
         started = time.monotonic()
         housekeeping = Housekeeping(self.assembler.counters)
         was_enabled = gc.isenabled()
@@ -77,8 +83,7 @@ class Server:
             if on_ready is not None:
                 on_ready(self)
             self._stale_due_ns = now_ns() + self._stale_ns
-            while not self._stopping:
-                self._turn(poller)
+            self._serve(poller)
         finally:
             gc.unfreeze()
             if was_enabled:
@@ -110,13 +115,25 @@ class Server:
         return poller
 
     def _warm_up(self) -> None:
-        for _ in range(WARM_UP_STEPS):
-            self._warm()
+        try:
+            for _ in range(WARM_UP_STEPS):
+                self._warm()
+        except EngineFailed as error:
+            raise StartError(str(error)) from error
 
     def _warm(self) -> None:
         """Go through a decode that nobody gets to see, leaving the stream as it is."""
-        self.engine.warm()
+        with self._engine_calls:
+            self.engine.warm()
         self._encoder.encode(0, -1, 0.0, -1.0, now_ns(), assemble.STALE, None)
+
+    def _serve(self, poller: zmq.Poller) -> None:
+        try:
+            while not self._stopping:
+                self._turn(poller)
+        except EngineFailed as error:
+            self.failure = error
+            self._publish_nothing(now_ns(), assemble.ENGINE_FAILED)
 
     # The hot path, from here to `_publish`.
 
@@ -166,7 +183,8 @@ class Server:
     def _restart(self) -> None:
         """The bins from here on belong to another session than those before."""
         self._epoch = self.assembler.epoch
-        self.engine.reset()
+        with self._engine_calls:
+            self.engine.reset()
         self._validity.reset()
         self._encoder.set_session(self.assembler.session)
 
@@ -178,18 +196,20 @@ class Server:
             if self._stopping:
                 return
         if n_bins > published:
-            self.engine.skip(n_bins - published)
+            with self._engine_calls:
+                self.engine.skip(n_bins - published)
             self._validity.advance(False, n_bins - published)
 
     def _decode(self, index: int, present: bool, received: int) -> None:
         assembler, encoder = self.assembler, self._encoder
         assembled = now_ns()
-        outputs = self.engine.step(self._counts, present)
-        stepped = now_ns()
-        size = encoder.encode(
-            self._seq, index, assembler.end_s(index), assembler.spike_lag_s, received,
-            self._validity.advance(present), outputs,
-        )
+        with self._engine_calls:
+            outputs = self.engine.step(self._counts, present)
+            stepped = now_ns()
+            size = encoder.encode(
+                self._seq, index, assembler.end_s(index), assembler.spike_lag_s, received,
+                self._validity.advance(present), outputs,
+            )
         self._publish(size)
         self.latency.add(received, assembled, stepped, encoder.pub_ns, now_ns())
         self.keep_warm.bin_closed(received, stepped - assembled)
@@ -199,15 +219,19 @@ class Server:
 
     def _publish_stale(self, now: int) -> None:
         """Say on time that there is nothing to say."""
+        self._publish_nothing(now, assemble.STALE)
+        self.stale_decodes += 1
+        # On the grid of the first one, unless this thread was held up for longer than a bin.
+        self._stale_due_ns = max(self._stale_due_ns, now - self._bin_ns) + self._bin_ns
+
+    def _publish_nothing(self, now: int, reason: int) -> None:
+        """Publish a message that belongs to no bin and has no values."""
         lag = self.assembler.spike_lag_s
         if lag >= 0:
             lag += (now - self._last_bin_ns) / 1e9
         nan = float("nan")
-        size = self._encoder.encode(self._seq, -1, nan, lag, now, assemble.STALE, None)
+        size = self._encoder.encode(self._seq, -1, nan, lag, now, reason, None)
         self._publish(size)
-        self.stale_decodes += 1
-        # On the grid of the first one, unless this thread was held up for longer than a bin.
-        self._stale_due_ns = max(self._stale_due_ns, now - self._bin_ns) + self._bin_ns
 
     def _publish(self, size: int) -> None:
         self._sink.send(self._message[:size])
@@ -230,6 +254,7 @@ class Server:
             "precision": self.engine.precision,
             "model": self.model_hash,
             "endpoint": self.endpoint,
+            "failure": None if self.failure is None else str(self.failure),
             "seconds": round(seconds, 3),
             "rss_mb": {
                 "ready": _megabytes(self._rss_ready),
@@ -237,6 +262,20 @@ class Server:
             },
             "machine": machine_facts(),
         }
+
+
+class _EngineCalls:
+    """`with` this around calls of an engine: whatever one raises becomes `EngineFailed`."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, Exception) and not isinstance(error, NedsError):
+            raise EngineFailed(self._name, error) from error
 
 
 def check_engine(engine: Engine, bundle: Bundle) -> None:

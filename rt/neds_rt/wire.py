@@ -117,7 +117,7 @@ class Decode(msgspec.Struct, frozen=True, tag_field="kind", tag="decode"):
     v: int
     seq: int  # counts messages of this server from 0, stale ones included
     session: str  # session of the source, a new one after its restart
-    bin: int  # index on the absolute grid; -1 when stale
+    bin: int  # index on the absolute grid; -1 where the message belongs to none
     t_s: float  # end of the bin in seconds of the source's clock
     spike_age_us: float  # age of the newest spike when published; -1 before the first
     service_us: float  # from receiving the frame that closed the bin to this message written
@@ -125,7 +125,7 @@ class Decode(msgspec.Struct, frozen=True, tag_field="kind", tag="decode"):
     pub_ns: int  # CLOCK_MONOTONIC when this message was written
     model: str  # hash of the model
     valid: bool
-    reason: str  # "ok" when valid, else "warming up", "gap", "stale" or "not finite"
+    reason: str  # "ok" when valid, else one of the others in README.md
     values: dict[str, Value]
 
 

@@ -39,10 +39,10 @@ struct Modality {
   std::vector<float> sd;
 };
 
-enum Reason : int { kOk, kWarmingUp, kGap, kStale, kNotFinite, kReasons };
+enum Reason : int { kOk, kWarmingUp, kGap, kStale, kNotFinite, kEngineFailed, kReasons };
 
-inline constexpr std::array<const char*, kReasons> kReasonNames = {"ok", "warming up", "gap",
-                                                                    "stale", "not finite"};
+inline constexpr std::array<const char*, kReasons> kReasonNames = {
+    "ok", "warming up", "gap", "stale", "not finite", "engine failed"};
 
 class DecodeEncoder {
  public:

@@ -91,12 +91,12 @@ class Serving:
         pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
         return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
-    def end(self, number=signal.SIGINT):
-        """Stop the server by signal and return its summary."""
+    def end(self, number=signal.SIGINT, code=0):
+        """Stop the server by signal, or await its end, and return its summary."""
         if number is not None:
             self.process.send_signal(number)
         out = self.process.stdout.read()
-        assert self.process.wait(60) == 0, self.lines
+        assert self.process.wait(60) == code, self.lines
         self._reader.join()
         return json.loads(out.splitlines()[-1])
 

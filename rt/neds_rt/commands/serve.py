@@ -52,9 +52,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until stopped; returns 0."""
+    """Serve until stopped; returns 0. Raises `EngineFailed`, after the summary, if an engine did."""
     import json
     import logging
+    import sys
 
     from neds_rt.bundle import read_bundle
     from neds_rt.config import load_config, parse_probes
@@ -75,6 +76,9 @@ def run(args: argparse.Namespace) -> int:
     print(_text(summary))
     if as_json:
         print(json.dumps(summary))
+    if server.failure is not None:
+        sys.stdout.flush()
+        raise server.failure
     return 0
 
 

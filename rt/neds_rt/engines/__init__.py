@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from neds_rt.errors import BadInput
+from neds_rt.errors import BadInput, NedsError, StartError
 
 if TYPE_CHECKING:
     from neds_rt.bundle import Bundle
@@ -17,6 +17,9 @@ ENGINES = {
     "native": "neds_rt.engines.native:NativeEngine",
     "onnx": "neds_rt.engines.onnx:OnnxEngine",
 }
+
+
+ENGINE_PARTS = ("name", "precision", "n_units", "n_outputs", "reset", "step", "skip", "warm")
 
 
 class Engine(Protocol):
@@ -56,7 +59,8 @@ class Engine(Protocol):
 def load_engine(name: str, bundle: Bundle) -> Engine:
     """Build the engine `name`, a key of `ENGINES` or `"package.module:Class"`.
 
-    Raises `BadInput` for a name that is neither.
+    Raises `BadInput` for a name that is neither and `StartError` when the engine cannot be built,
+    for example because a package it needs is not installed.
     """
     target = ENGINES.get(name, name)
     module, _, attribute = target.partition(":")
@@ -65,6 +69,17 @@ def load_engine(name: str, bundle: Bundle) -> Engine:
         raise BadInput("--engine", "name", repr(name), expected)
     try:
         factory: Any = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # importing a module may raise anything
         raise BadInput("--engine", "name", repr(name), f"an importable engine ({error})") from error
-    return cast(Engine, factory(bundle))
+    try:
+        engine = factory(bundle)
+    except NedsError:
+        raise
+    except Exception as error:
+        text = f"engine {name} cannot be built: {type(error).__name__}: {error}"
+        raise StartError(" ".join(text.split())) from error
+    missing = [part for part in ENGINE_PARTS if not hasattr(engine, part)]
+    if missing:
+        expected = f"the attributes {', '.join(ENGINE_PARTS)}"
+        raise BadInput("--engine", target, f"no {', '.join(missing)}", expected)
+    return cast(Engine, engine)

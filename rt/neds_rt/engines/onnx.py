@@ -17,7 +17,7 @@ class OnnxEngine:
 
     Inputs and outputs of the graph (see `onnx_graph`) are views of arrays made here once; a step
     writes the new key and value into the ring by itself. Raises `BadInput` when ONNX Runtime
-    refuses the graph, `NedsError` when one has to be built and `onnx` is not installed.
+    refuses the graph, `StartError` when one has to be built and `onnx` is not installed.
     """
 
     name = "onnx"

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neds_rt.errors import NedsError
+from neds_rt.errors import StartError
 from neds_rt.manifest import Manifest, ModalityOut
 
 OPSET = 20  # the first with Gelu
@@ -28,12 +28,12 @@ MASKED = -1e30  # finite: a row in which everything is masked must not become Na
 def build_step_graph(manifest: Manifest, weights: Mapping[str, NDArray[np.float32]]) -> bytes:
     """Return the serialised ONNX model of one step.
 
-    Raises `NedsError` when the package `onnx` is not installed.
+    Raises `StartError` when the package `onnx` is not installed.
     """
     try:
         import onnx
     except ImportError:
-        raise NedsError(
+        raise StartError(
             "building an ONNX graph needs the package 'onnx': pip install 'neds[train]'"
         ) from None
     graph = _Graph(onnx.helper, manifest, weights)
