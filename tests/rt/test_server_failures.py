@@ -24,7 +24,8 @@ def uri(tmp_path):
 
 def serve_until_failure(model, uri, engine, n_decodes):
     """Send bins to an engine that fails; returns (last message, summary, lines on stderr)."""
-    with Publisher(uri) as probe, Serving(model, {"a": uri}, f"--engine={ENGINES}{engine}") as server:
+    option = f"--engine={ENGINES}{engine}"
+    with Publisher(uri) as probe, Serving(model, {"a": uri}, option) as server:
         probe.wait()
         send = Sender()
         probe.send(*(send.frame(k * BIN, (k + 1) * BIN, [k * BIN], [0]) for k in range(12)))

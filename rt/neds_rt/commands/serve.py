@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Serve until stopped; returns 0. Raises `EngineFailed`, after the summary, if an engine did."""
+    """Serve until stopped; returns 0. Raises `EngineFailed`, after the summary, if it did."""
     import json
     import logging
     import sys
