@@ -1,9 +1,10 @@
-"""Types of the C++ extension: what `bind_stream.cpp` binds, then what `bind_step.cpp` does."""
+"""Types of the C++ extension: of `bind_stream.cpp`, `bind_step.cpp`, `bind_pipeline.cpp`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import zmq
 from numpy.typing import NDArray
 from typing_extensions import Buffer
 
@@ -34,9 +35,7 @@ class Assembler:
         n_units: int,
         open_bins: int,
     ) -> None: ...
-    def push(
-        self, header: Buffer, payload: Buffer, header_size: int = -1, payload_size: int = -1
-    ) -> int: ...
+    def push(self, header: Buffer, payload: Buffer) -> int: ...
     def refuse(self, kind: int) -> None: ...
     def pop(self) -> int: ...
     def end_s(self, bin: int) -> float: ...
@@ -129,3 +128,59 @@ class StepEngine:
     def arena_bytes(self) -> int: ...
     @property
     def isa(self) -> str: ...
+
+class Validity:
+    """Says why a decode is or is not valid, from the bins that a window of the model can see."""
+
+    def __init__(self, window: int) -> None: ...
+    def reset(self) -> None: ...
+    def advance(self, present: bool, n_bins: int = 1) -> int: ...
+
+class LatencyRing:
+    """Stamps of the last bins, in memory taken once."""
+
+    def __init__(self, capacity: int) -> None: ...
+    def add(
+        self, received: int, assembled: int, stepped: int, encoded: int, sent: int
+    ) -> None: ...
+    @property
+    def recorded(self) -> int: ...
+    @property
+    def rows(self) -> NDArray[np.int64]: ...
+
+class Stepper:
+    """What a pipeline asks of an engine."""
+
+class NativeStepper(Stepper):
+    """The C++ engine in a pipeline."""
+
+    def __init__(self, engine: StepEngine, dry: bool = False) -> None: ...
+
+class PythonStepper(Stepper):
+    """Any other engine in a pipeline."""
+
+    def __init__(
+        self, engine: Any, counts: NDArray[np.uint16], n_outputs: int, dry: bool = False
+    ) -> None: ...
+
+class Pipeline:
+    """Frames in, decode messages out; the GIL is released."""
+
+    def __init__(
+        self,
+        assembler: Assembler,
+        encoder: DecodeEncoder,
+        stepper: Stepper,
+        latency: LatencyRing,
+        window: int,
+    ) -> None: ...
+    def feed(
+        self, header: Buffer | zmq.Frame, payload: Buffer | zmq.Frame, recv_ns: int
+    ) -> int: ...
+    def next(self) -> int: ...
+    def sent(self) -> None: ...
+    def nothing(self, reason: int, now_ns: int) -> int: ...
+    @property
+    def step_ns(self) -> int: ...
+    @property
+    def reasons(self) -> NDArray[np.int64]: ...

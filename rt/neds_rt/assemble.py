@@ -9,11 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+from numpy.typing import NDArray
+
 from neds_rt import _core
+from neds_rt.engines.native import NativeEngine
 from neds_rt.errors import BadInput
-from neds_rt.wire import MAX_NAME_BYTES
+from neds_rt.wire import MAX_NAME_BYTES, SPIKE_DTYPE, WIRE_VERSION, SpikeHeader, encode_spikes
 
 if TYPE_CHECKING:
+    from neds_rt.engines import Engine
     from neds_rt.manifest import Manifest
 
 COUNTERS: tuple[str, ...] = _core.COUNTERS
@@ -64,26 +69,43 @@ def make_encoder(manifest: Manifest, n_streams: int = 1) -> _core.DecodeEncoder:
     return _core.DecodeEncoder(modalities, manifest.model_hash, n_streams * (MAX_NAME_BYTES + 1))
 
 
-class Validity:
-    """Says why a decode is or is not valid, from the bins a window of the model can see.
+def make_stepper(engine: Engine, counts: NDArray[np.uint16], *, dry: bool = False) -> _core.Stepper:
+    """Return what a pipeline steps with: the native engine directly, any other through Python.
 
-    A lost bin inside the window makes it "gap"; fewer than `window` bins since the (re)start make
-    it "warming up".
+    `counts` is the assembler's array. With `dry` a step leaves the engine's stream as it is.
+    """
+    if type(engine) is NativeEngine:  # a subclass may have a step of its own
+        return _core.NativeStepper(engine.core, dry)
+    return _core.PythonStepper(engine, counts, engine.n_outputs, dry)
+
+
+class Rehearsal:
+    """Goes from a frame to a message that nobody gets to see, by the code that real ones take.
+
+    All it changes is its own: another assembler and encoder, and the engine's `warm` for a step.
     """
 
-    def __init__(self, window: int) -> None:
-        self.window = window
-        self.reset()
+    def __init__(self, manifest: Manifest, engine: Engine) -> None:
+        n_units = len(manifest.units)
+        rows = list(range(n_units))
+        assembler = _core.Assembler(manifest.bin_size_s, [("rehearsal", rows)], n_units, 4)
+        stepper = make_stepper(engine, assembler.counts, dry=True)
+        self._pipeline = _core.Pipeline(
+            assembler, make_encoder(manifest), stepper, _core.LatencyRing(1), 1
+        )
+        spikes = np.zeros(n_units, SPIKE_DTYPE)
+        spikes["unit"] = rows
+        fs = 600 / manifest.bin_size_s
+        # Each frame is one bin long, and each starts a session anew, so that two do for ever.
+        headers = [
+            SpikeHeader(WIRE_VERSION, "rehearsal", session, 0, 0, 600, fs, 0, 0, n_units)
+            for session in ("odd", "even")
+        ]
+        self._frames = [encode_spikes(header, spikes) for header in headers]
 
-    def reset(self) -> None:
-        """Start anew, as the engine does."""
-        self.since_start = 0
-        self.since_lost = self.window  # bins since the last lost one; `window` or more: none seen
-
-    def advance(self, present: bool, n_bins: int = 1) -> int:
-        """Move on by `n_bins` bins and return the reason code of the last of them."""
-        self.since_start += n_bins
-        self.since_lost = self.since_lost + n_bins if present else 0
-        if self.since_lost < self.window:
-            return GAP
-        return WARMING_UP if self.since_start < self.window else OK
+    def __call__(self) -> None:
+        """Rehearse one bin. Raises whatever the engine's `warm` raises."""
+        self._frames.reverse()
+        header, payload = self._frames[0]
+        self._pipeline.feed(header, payload, _core.monotonic_ns())
+        self._pipeline.next()

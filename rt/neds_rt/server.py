@@ -1,4 +1,4 @@
-"""The server: source -> assemble -> step -> encode -> sink, all on the thread that calls `run`.
+"""The server: source -> pipeline (assemble, step, encode) -> sink, on the thread that calls `run`.
 
 That thread takes its memory before the first frame, logs nothing and waits only for frames.
 `Housekeeping` logs from another thread. Nothing a source sends can stop it.
@@ -14,20 +14,23 @@ from typing import Any
 
 import zmq
 
-from neds_rt import assemble
+from neds_rt import _core, assemble
 from neds_rt.bundle import Bundle
 from neds_rt.config import ServeConfig
 from neds_rt.engines import Engine
-from neds_rt.errors import BadInput, EngineFailed, NedsError, StartError
+from neds_rt.errors import BadInput, EngineFailed, StartError
 from neds_rt.housekeeping import Housekeeping
 from neds_rt.keepwarm import NEVER, KeepWarm
 from neds_rt.machine import machine_facts, resident_bytes
 from neds_rt.sinks import Sink, open_sink
 from neds_rt.sources import Source, open_source
 from neds_rt.sources.frame import Frame
-from neds_rt.stats import LatencyRing, now_ns
+from neds_rt.stats import latency_summary, now_ns
+from neds_rt.wire import MAX_SPIKES_PER_FRAME, SPIKE_DTYPE
 
 WARM_UP_STEPS = 50
+LATENCY_BINS = 1 << 16  # of which latency is kept
+MAX_PAYLOAD_BYTES = MAX_SPIKES_PER_FRAME * SPIKE_DTYPE.itemsize
 LONGEST_WAIT_NS = 100_000_000  # a stop request is seen at least this often
 
 
@@ -42,20 +45,20 @@ class Server:
         self.config, self.engine, self.model_hash = config, engine, manifest.model_hash
         self.assembler = assemble.make_assembler(manifest, list(config.probe), config.open_bins)
         self._encoder = assemble.make_encoder(manifest, len(config.probe))
-        self._validity = assemble.Validity(manifest.shape.window)
-        self._counts = self.assembler.counts
+        self.latency = _core.LatencyRing(LATENCY_BINS)
+        self._pipeline = _core.Pipeline(
+            self.assembler, self._encoder, assemble.make_stepper(engine, self.assembler.counts),
+            self.latency, manifest.shape.window,
+        )
+        self._rehearse = assemble.Rehearsal(manifest, engine)
         self._message = self._encoder.buffer.data
         self._frame = Frame()
-        self.latency = LatencyRing()
         self._bin_ns = int(manifest.bin_size_s * 1e9)
         self.keep_warm = KeepWarm(config.keep_warm, self._bin_ns, self._warm)
-        self._seq = self.decodes = self.stale_decodes = 0
-        self.reasons = [0] * len(assemble.REASONS)
-        self._epoch = -1
+        self.decodes = self.stale_decodes = 0
         self._stopping = False
         self.failure: EngineFailed | None = None  # why the server ended by itself
-        self._engine_calls = _EngineCalls(engine.name)
-        self._last_frame_ns = self._last_bin_ns = self._stale_due_ns = 0
+        self._last_frame_ns = self._stale_due_ns = 0
         self._idle_ns = NEVER if config.idle_exit is None else int(config.idle_exit * 1e9)
         self._stale_ns = max(int(config.stale_after * 1e9), 2 * self._bin_ns)
         self._rss_ready: int | None = None
@@ -122,10 +125,11 @@ class Server:
             raise StartError(str(error)) from error
 
     def _warm(self) -> None:
-        """Go through a decode that nobody gets to see, leaving the stream as it is."""
-        with self._engine_calls:
-            self.engine.warm()
-        self._encoder.encode(0, -1, 0.0, -1.0, now_ns(), assemble.STALE, None)
+        """Go through a bin that nobody gets to see, leaving the stream as it is."""
+        try:
+            self._rehearse()
+        except Exception as error:
+            raise EngineFailed(self.engine.name, error) from error
 
     def _serve(self, poller: zmq.Poller) -> None:
         try:
@@ -133,7 +137,7 @@ class Server:
                 self._turn(poller)
         except EngineFailed as error:
             self.failure = error
-            self._publish_nothing(now_ns(), assemble.ENGINE_FAILED)
+            self._publish(self._pipeline.nothing(assemble.ENGINE_FAILED, now_ns()))
 
     # The hot path, from here to `_publish`.
 
@@ -159,96 +163,60 @@ class Server:
             self._stopping = True
 
     def _take(self, received: int) -> None:
-        frame, assembler = self._frame, self.assembler
+        frame = self._frame
         self._last_frame_ns = received
         if frame.parts != 2:
-            assembler.refuse(assemble.PARTS)
-        elif frame.oversize:
-            assembler.refuse(assemble.OVERSIZE)
-        elif assembler.push(frame.header, frame.payload, frame.header_size, frame.payload_size):
-            self._close_bins(received)
+            self.assembler.refuse(assemble.PARTS)
+        elif len(frame.payload) > MAX_PAYLOAD_BYTES:
+            self.assembler.refuse(assemble.OVERSIZE)
+        else:
+            self._decode_bins(received)
 
-    def _close_bins(self, received: int) -> None:
-        assembler = self.assembler
-        if assembler.epoch != self._epoch:
-            self._restart()
-        while not self._stopping and (n := assembler.pop()):
-            if n == 1:
-                self._decode(assembler.bin, True, received)
-            else:
-                self._lose(assembler.bin, -n, received)
-        self._last_bin_ns = now_ns()
-        self._stale_due_ns = self._last_bin_ns + self._stale_ns
-
-    def _restart(self) -> None:
-        """The bins from here on belong to another session than those before."""
-        self._epoch = self.assembler.epoch
-        with self._engine_calls:
-            self.engine.reset()
-        self._validity.reset()
-        self._encoder.set_session(self.assembler.session)
-
-    def _lose(self, first_bin: int, n_bins: int, received: int) -> None:
-        """Publish lost bins up to the length of the window; step over the rest of a long gap."""
-        published = min(n_bins, self._validity.window)
-        for index in range(first_bin, first_bin + published):
-            self._decode(index, False, received)
-            if self._stopping:
+    def _decode_bins(self, received: int) -> None:
+        """Publish one message for every bin that the frame closed."""
+        frame, pipeline = self._frame, self._pipeline
+        before = self.decodes
+        try:
+            size = pipeline.feed(frame.header, frame.payload, received)
+        except Exception as error:
+            raise EngineFailed(self.engine.name, error) from error
+        while size:
+            self._publish(size)
+            self.decodes += 1
+            if self._stopping or self.decodes == self.config.max_bins:
+                pipeline.sent()
+                self._stopping = True
                 return
-        if n_bins > published:
-            with self._engine_calls:
-                self.engine.skip(n_bins - published)
-            self._validity.advance(False, n_bins - published)
-
-    def _decode(self, index: int, present: bool, received: int) -> None:
-        assembler, encoder = self.assembler, self._encoder
-        assembled = now_ns()
-        with self._engine_calls:
-            outputs = self.engine.step(self._counts, present)
-            stepped = now_ns()
-            size = encoder.encode(
-                self._seq, index, assembler.end_s(index), assembler.spike_lag_s, received,
-                self._validity.advance(present), outputs,
-            )
-        self._publish(size)
-        self.latency.add(received, assembled, stepped, encoder.pub_ns, now_ns())
-        self.keep_warm.bin_closed(received, stepped - assembled)
-        self.decodes += 1
-        if self.decodes == self.config.max_bins:
-            self._stopping = True
+            try:
+                size = pipeline.next()
+            except Exception as error:
+                raise EngineFailed(self.engine.name, error) from error
+        if self.decodes > before:
+            self._stale_due_ns = now_ns() + self._stale_ns
+            self.keep_warm.bin_closed(received, pipeline.step_ns)
 
     def _publish_stale(self, now: int) -> None:
         """Say on time that there is nothing to say."""
-        self._publish_nothing(now, assemble.STALE)
+        self._publish(self._pipeline.nothing(assemble.STALE, now))
         self.stale_decodes += 1
         # On the grid of the first one, unless this thread was held up for longer than a bin.
         self._stale_due_ns = max(self._stale_due_ns, now - self._bin_ns) + self._bin_ns
 
-    def _publish_nothing(self, now: int, reason: int) -> None:
-        """Publish a message that belongs to no bin and has no values."""
-        lag = self.assembler.spike_lag_s
-        if lag >= 0:
-            lag += (now - self._last_bin_ns) / 1e9
-        nan = float("nan")
-        size = self._encoder.encode(self._seq, -1, nan, lag, now, reason, None)
-        self._publish(size)
-
     def _publish(self, size: int) -> None:
         self._sink.send(self._message[:size])
-        self.reasons[self._encoder.reason] += 1
-        self._seq += 1
 
     def summary(self, seconds: float) -> dict[str, Any]:
         """Return what happened, JSON-ready; the fields are listed in README.md."""
         counters = dict(zip(assemble.COUNTERS, self.assembler.counters.tolist(), strict=True))
+        reasons = dict(zip(assemble.REASONS, self._pipeline.reasons.tolist(), strict=True))
         rss_end = resident_bytes()
         return {
             "bins": counters["bins"],
             "decodes": self.decodes,
             "stale_decodes": self.stale_decodes,
-            "reasons": dict(zip(assemble.REASONS, self.reasons, strict=True)),
+            "reasons": reasons,
             "counters": counters,
-            "latency": self.latency.summary(),
+            "latency": latency_summary(self.latency),
             "keep_warm": self.keep_warm.report(),
             "engine": self.engine.name,
             "precision": self.engine.precision,
@@ -262,20 +230,6 @@ class Server:
             },
             "machine": machine_facts(),
         }
-
-
-class _EngineCalls:
-    """`with` this around calls of an engine: whatever one raises becomes `EngineFailed`."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception) and not isinstance(error, NedsError):
-            raise EngineFailed(self._name, error) from error
 
 
 def check_engine(engine: Engine, bundle: Bundle) -> None:

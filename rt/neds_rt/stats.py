@@ -1,4 +1,4 @@
-"""Latency of every stage of every bin, in a ring of stamps whose memory is taken at the start."""
+"""Figures from the stamps that the pipeline takes at every stage of every bin."""
 
 from __future__ import annotations
 
@@ -23,41 +23,21 @@ SPANS = {
 now_ns = _core.monotonic_ns
 
 
-class LatencyRing:
-    """The stamps of the last `capacity` bins, in ns of the monotonic clock."""
+def stamps_of(ring: _core.LatencyRing) -> NDArray[np.int64]:
+    """Return the recorded stamps, oldest first, shape (bins, 5), ns of the monotonic clock."""
+    rows, recorded = ring.rows, ring.recorded
+    if recorded <= len(rows):
+        return rows[:recorded].copy()
+    return np.roll(rows, -(recorded % len(rows)), axis=0)
 
-    def __init__(self, capacity: int = 1 << 16) -> None:
-        self._stamps = np.empty((capacity, len(STAGES)), np.int64)
-        self._stamps.fill(0)  # now, not one page after the other while the server runs
-        self._flat = self._stamps.data.cast("B").cast("q")
-        self._capacity = capacity
-        self.recorded = 0
 
-    def add(self, received: int, assembled: int, stepped: int, encoded: int, sent: int) -> None:
-        """Record one bin."""
-        flat, at = self._flat, (self.recorded % self._capacity) * len(STAGES)
-        flat[at] = received
-        flat[at + 1] = assembled
-        flat[at + 2] = stepped
-        flat[at + 3] = encoded
-        flat[at + 4] = sent
-        self.recorded += 1
-
-    def stamps(self) -> NDArray[np.int64]:
-        """Return the recorded stamps, oldest first, shape (bins, 5)."""
-        if self.recorded <= self._capacity:
-            return self._stamps[: self.recorded].copy()
-        return np.roll(self._stamps, -(self.recorded % self._capacity), axis=0)
-
-    def summary(self) -> dict[str, dict[str, float] | None]:
-        """Return p50, p99, p999 and max of every span in microseconds; None before any bin."""
-        stamps = self.stamps()
-        spans = {}
-        for name, (start, end) in SPANS.items():
-            spans[name] = percentiles(
-                (stamps[:, STAGES.index(end)] - stamps[:, STAGES.index(start)]) / 1e3
-            )
-        return spans
+def latency_summary(ring: _core.LatencyRing) -> dict[str, dict[str, float] | None]:
+    """Return p50, p99, p999 and max of every span in microseconds; None before any bin."""
+    stamps = stamps_of(ring)
+    return {
+        name: percentiles((stamps[:, STAGES.index(end)] - stamps[:, STAGES.index(start)]) / 1e3)
+        for name, (start, end) in SPANS.items()
+    }
 
 
 def percentiles(values: NDArray[Any]) -> dict[str, float] | None:

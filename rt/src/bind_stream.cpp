@@ -7,6 +7,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "assembler.hpp"
+#include "buffers.hpp"
 #include "decode.hpp"
 
 namespace nb = nanobind;
@@ -14,30 +15,6 @@ using namespace nb::literals;
 using namespace neds;
 
 namespace {
-
-// The bytes of any contiguous buffer, held for the length of one call. Much cheaper a call than an
-// nb::ndarray, and it takes bytes and memoryviews as well as arrays.
-class Bytes {
- public:
-  explicit Bytes(nb::handle object) {
-    if (PyObject_GetBuffer(object.ptr(), &view_, PyBUF_SIMPLE) != 0) throw nb::python_error();
-  }
-  Bytes(const Bytes&) = delete;
-  Bytes& operator=(const Bytes&) = delete;
-  ~Bytes() { PyBuffer_Release(&view_); }
-
-  const std::uint8_t* data() const { return static_cast<const std::uint8_t*>(view_.buf); }
-  std::size_t size() const { return static_cast<std::size_t>(view_.len); }
-  // The first `n` bytes, or all of them for n < 0.
-  std::size_t first(std::int64_t n) const {
-    if (n < 0) return size();
-    if (static_cast<std::size_t>(n) > size()) throw nb::value_error("more bytes than the buffer has");
-    return static_cast<std::size_t>(n);
-  }
-
- private:
-  Py_buffer view_{};
-};
 
 using Counts = nb::ndarray<nb::numpy, std::uint16_t>;
 using Integers = nb::ndarray<const std::int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
@@ -82,13 +59,11 @@ void bind_assembler(nb::module_& m) {
            "bin_size_s"_a, "streams"_a, "n_units"_a, "open_bins"_a)
       .def(
           "push",
-          [](Assembler& self, nb::handle header, nb::handle payload, std::int64_t header_size,
-             std::int64_t payload_size) {
+          [](Assembler& self, nb::handle header, nb::handle payload) {
             const Bytes head(header), body(payload);
-            return self.push(head.data(), head.first(header_size), body.data(),
-                             body.first(payload_size));
+            return self.push(head.data(), head.size(), body.data(), body.size());
           },
-          "header"_a, "payload"_a, "header_size"_a = -1, "payload_size"_a = -1)
+          "header"_a, "payload"_a)
       .def("refuse",
            [](Assembler& self, int kind) {
              if (kind < 0 || kind >= kCounters) throw nb::index_error("no such counter");
@@ -131,29 +106,13 @@ Modality modality(const std::string& name, const std::string& kind, std::size_t 
   return {name, which, n_outputs, std::move(classes), std::move(sd)};
 }
 
-// The floats of an engine's output, checked at every call: the engine may be anybody's.
-const float* outputs_of(const DecodeEncoder& encoder, const Py_buffer& view) {
-  const bool floats = view.format != nullptr && std::string_view(view.format) == "f";
-  if (!floats || static_cast<std::size_t>(view.len) != 4 * encoder.n_outputs()) {
-    throw nb::value_error("the outputs must be a contiguous float32 array of n_outputs values");
-  }
-  return static_cast<const float*>(view.buf);
-}
-
 std::size_t encode(DecodeEncoder& self, std::int64_t seq, std::int64_t bin, double t_s,
                    double spike_lag_s, std::int64_t recv_ns, int reason, nb::handle outputs) {
   if (reason < 0 || reason >= kReasons) throw nb::index_error("no such reason");
   const auto why = static_cast<Reason>(reason);
   if (outputs.is_none()) return self.encode(seq, bin, t_s, spike_lag_s, recv_ns, why, nullptr);
-  Py_buffer view{};
-  if (PyObject_GetBuffer(outputs.ptr(), &view, PyBUF_FORMAT | PyBUF_ND | PyBUF_C_CONTIGUOUS) != 0) {
-    throw nb::python_error();
-  }
-  struct Release {
-    Py_buffer* view;
-    ~Release() { PyBuffer_Release(view); }
-  } release{&view};
-  return self.encode(seq, bin, t_s, spike_lag_s, recv_ns, why, outputs_of(self, view));
+  const Floats floats(outputs, self.n_outputs());
+  return self.encode(seq, bin, t_s, spike_lag_s, recv_ns, why, floats.data());
 }
 
 void bind_encoder(nb::module_& m) {

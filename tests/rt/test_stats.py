@@ -5,12 +5,12 @@ import logging
 import numpy as np
 import pytest
 
-from neds_rt import keepwarm
-from neds_rt.assemble import COUNTERS, FIRST_REFUSAL, GAP, OK, WARMING_UP, Validity
+from neds_rt import _core, keepwarm
+from neds_rt.assemble import COUNTERS, FIRST_REFUSAL, GAP, OK, WARMING_UP
 from neds_rt.housekeeping import MESSAGES, Housekeeping
 from neds_rt.keepwarm import BLOCK_BINS, LEAD_NS, NEVER, TRIAL_BLOCKS, KeepWarm
 from neds_rt.machine import machine_facts, resident_bytes
-from neds_rt.stats import LatencyRing, percentiles
+from neds_rt.stats import latency_summary, percentiles, stamps_of
 
 BIN_NS = 20_000_000
 
@@ -23,13 +23,13 @@ def test_percentiles_are_values_that_occurred():
 
 
 def test_the_ring_keeps_the_newest_bins_and_their_stages():
-    ring = LatencyRing(8)
-    assert set(ring.summary().values()) == {None}
+    ring = _core.LatencyRing(8)
+    assert set(latency_summary(ring).values()) == {None}
     for k in range(11):
         ring.add(1000 * k, 1000 * k + 10, 1000 * k + 30, 1000 * k + 70, 1000 * k + 150)
     assert ring.recorded == 11
-    assert ring.stamps()[:, 0].tolist() == [1000 * k for k in range(3, 11)]
-    medians = {name: span["p50"] for name, span in ring.summary().items()}
+    assert stamps_of(ring)[:, 0].tolist() == [1000 * k for k in range(3, 11)]
+    medians = {name: span["p50"] for name, span in latency_summary(ring).items()}
     assert medians == pytest.approx({"assemble_us": 0.01, "step_us": 0.02, "encode_us": 0.04,
                                      "send_us": 0.08, "service_us": 0.15})
 
@@ -105,8 +105,8 @@ def test_bins_in_a_burst_neither_tick_nor_count_in_the_trial(monkeypatch):
 
 
 def test_validity_follows_what_the_window_holds():
-    validity = Validity(3)
-    reasons = [validity.advance(present) for present in (1, 1, 1, 1, 0, 1, 1, 1, 1)]
+    validity = _core.Validity(3)
+    reasons = [validity.advance(present == 1) for present in (1, 1, 1, 1, 0, 1, 1, 1, 1)]
     assert reasons == [WARMING_UP, WARMING_UP, OK, OK, GAP, GAP, GAP, OK, OK]
     assert validity.advance(False, 100) == GAP
     assert [validity.advance(True) for _ in range(3)] == [GAP, GAP, OK]

@@ -1,27 +1,17 @@
-"""The buffers one spike frame is received into: taken once, used for every frame."""
+"""What a source hands over: the parts of one message, as it got them."""
 
 from __future__ import annotations
 
-import numpy as np
+from typing import TYPE_CHECKING
 
-from neds_rt.wire import MAX_HEADER_BYTES, MAX_SPIKES_PER_FRAME, SPIKE_DTYPE
-
-# Pages up to here are touched at the start, so that memory does not grow with the first big frames.
-TOUCHED_BYTES = 1 << 18
+if TYPE_CHECKING:
+    import zmq
 
 
 class Frame:
-    """One received frame; `header[:header_size]` and `payload[:payload_size]` are its bytes.
-
-    A part longer than its buffer is cut off there; `oversize` then says so.
-    """
+    """One received frame; one object serves all frames of a server."""
 
     def __init__(self) -> None:
-        self.header = bytearray(MAX_HEADER_BYTES + 1)  # one more, so that too long is seen
-        payload = np.empty(MAX_SPIKES_PER_FRAME * SPIKE_DTYPE.itemsize, np.uint8)
-        payload[:TOUCHED_BYTES] = 0
-        self.payload = payload.data
-        self.header_size = 0
-        self.payload_size = 0
-        self.parts = 0
-        self.oversize = False
+        self.header: bytes | zmq.Frame = b""
+        self.payload: bytes | zmq.Frame = b""
+        self.parts = 0  # parts of the message; a frame has 2
