@@ -148,22 +148,23 @@ class Server:
         ready = poller.poll(max(0, -((now - due) // 1_000_000)))
         if ready:
             for pollable, _ in ready:
-                received = now_ns()
-                if self._sources[pollable].receive(self._frame):
-                    self._take(received)
-                if self._stopping:
-                    return
-            now = now_ns()
-        else:
-            self.keep_warm.tick(now_ns())
-            now = now_ns()
+                self._receive(self._sources[pollable])
+        elif self.keep_warm.tick(now_ns()):
+            for source in self._sources.values():  # most likely in vain, which warms it as well
+                self._receive(source)
+        if self._stopping:
+            return
+        now = now_ns()
         if now >= self._stale_due_ns:
             self._publish_stale(now)
         if self._last_frame_ns and now - self._last_frame_ns >= self._idle_ns:
             self._stopping = True
 
-    def _take(self, received: int) -> None:
+    def _receive(self, source: Source) -> None:
+        received = now_ns()
         frame = self._frame
+        if self._stopping or not source.receive(frame):
+            return
         self._last_frame_ns = received
         if frame.parts != 2:
             self.assembler.refuse(assemble.PARTS)
@@ -193,7 +194,7 @@ class Server:
                 raise EngineFailed(self.engine.name, error) from error
         if self.decodes > before:
             self._stale_due_ns = now_ns() + self._stale_ns
-            self.keep_warm.bin_closed(received, pipeline.step_ns)
+            self.keep_warm.bin_closed(received, pipeline.service_ns)
 
     def _publish_stale(self, now: int) -> None:
         """Say on time that there is nothing to say."""

@@ -129,7 +129,7 @@ void bind_pipeline(nb::module_& m) {
              return self.nothing(static_cast<Reason>(reason), now_ns);
            },
            "reason"_a, "now_ns"_a)
-      .def_prop_ro("step_ns", &Pipeline::step_ns)
+      .def_prop_ro("service_ns", &Pipeline::service_ns)
       .def_prop_ro(
           "reasons",
           [](Pipeline& self) {

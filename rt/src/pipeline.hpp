@@ -121,7 +121,8 @@ class Pipeline {
     return encoded(encoder_.encode(seq_, -1, nan, lag, now_ns, reason, nullptr));
   }
 
-  std::int64_t step_ns() const noexcept { return row_[2] - row_[1]; }  // of the last bin
+  // From the last frame received to the last message encoded.
+  std::int64_t service_ns() const noexcept { return row_[3] - row_[0]; }
   std::span<std::int64_t> reasons() noexcept { return reasons_; }      // messages, by reason
 
  private:

@@ -75,7 +75,7 @@ def test_auto_keeps_the_tick_only_where_it_helps(monkeypatch, cold, warm, kept):
     report = rig.keep.report()
     assert report["decided"]
     assert report["active"] == kept
-    assert (report["step_us_without"], report["step_us_with"]) == (cold, warm)
+    assert (report["service_us_without"], report["service_us_with"]) == (cold, warm)
     before = rig.keep.ticks
     rig.run(100)
     assert rig.keep.ticks - before == 100 * kept
@@ -100,7 +100,7 @@ def test_bins_in_a_burst_neither_tick_nor_count_in_the_trial(monkeypatch):
     for _ in range(1000):
         rig.now += 1000
         rig.keep.bin_closed(rig.now, 100)
-    assert rig.keep.report()["step_us_with"] is None
+    assert rig.keep.report()["service_us_with"] is None
     assert rig.keep.due_ns == NEVER
 
 

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
              f"(default {d.out})")
     add("--engine", metavar="NAME", help=f"native, onnx or module:Class (default {d.engine})")
     add("--keep-warm", choices=("auto", "on", "off"),
-        help="run a step on scratch state shortly before each bin is due; auto measures whether "
+        help="rehearse a bin on scratch state shortly before each is due; auto measures whether "
              f"that helps (default {d.keep_warm})")
     add("--stale-after", type=float, metavar="S",
         help=f"publish invalid decodes at the bin rate when no bin closed for S seconds "
