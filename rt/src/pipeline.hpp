@@ -93,10 +93,7 @@ class Pipeline {
   // Lost bins give messages up to the length of the window, the rest of a long gap is stepped over.
   std::size_t next() {
     sent();
-    if (lost_ > 0) {
-      --lost_;
-      return decode(lost_bin_++, false);
-    }
+    if (lost_ > 0) return decode_lost();
     if (skipped_ > 0) {
       stepper_.skip(skipped_);
       validity_.advance(false, skipped_);
@@ -109,8 +106,7 @@ class Pipeline {
     lost_ = std::min(-n, validity_.window());
     skipped_ = -n - lost_;
     lost_bin_ = assembler_.bin();
-    --lost_;
-    return decode(lost_bin_++, false);
+    return decode_lost();
   }
 
   // Writes a message that belongs to no bin and has no values, as of `now_ns`; returns its size.
@@ -132,6 +128,11 @@ class Pipeline {
     stepper_.reset();
     validity_.reset();
     encoder_.set_session(assembler_.session());
+  }
+
+  std::size_t decode_lost() {
+    --lost_;
+    return decode(lost_bin_++, false);
   }
 
   std::size_t decode(std::int64_t bin, bool present) {
