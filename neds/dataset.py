@@ -16,8 +16,9 @@ from torch import Tensor
 
 from neds.checkpoint import BehaviourState, SessionState
 from neds.config import DataConfig
+from neds.data.checks import naming
 from neds.data.session import Binned, Session
-from neds.data.windows import Scaler, split, units_above
+from neds.data.windows import fit_scaling, split, units_above
 from neds.model import encode_behaviour
 from neds_rt.bundle import Unit
 from neds_rt.errors import BadInput
@@ -64,13 +65,17 @@ class Batch:
 def describe(session: Session, config: DataConfig, gap_bins: int) -> tuple[Binned, SessionState]:
     """Bin a session and fit on its training part what the model needs.
 
-    Raises `BadInput` for an unknown behaviour name or a part without bins.
+    Raises `BadInput` for an unknown behaviour name, a behaviour that the training part knows
+    nothing of, a rate that no unit reaches, or a part without bins.
     """
     names = config.behaviours or list(session.behaviours)
+    if len(set(names)) != len(names):
+        raise BadInput(session.session, "data.behaviours", ", ".join(names), "each name once")
     for name in names:
         session.behaviour(name)  # refuses an unknown name, listing those there are
     binned = session.binned(config.bin_size_s)
-    parts = split(binned, config.fractions, gap_bins)
+    with naming(session.session):
+        parts = split(binned, config.fractions, gap_bins)
     train = slice(*parts.train)
     keep = units_above(binned, parts.train, config.min_rate_hz)
     if not keep.size:
@@ -79,11 +84,12 @@ def describe(session: Session, config: DataConfig, gap_bins: int) -> tuple[Binne
     states = []
     for name in names:
         behaviour = session.behaviours[name]
-        scaler = Scaler.fit(behaviour.kind, binned.values[name][train])
+        with naming(session.session):
+            mean, sd = fit_scaling(name, behaviour.kind, binned.values[name][train])
         states.append(BehaviourState(
             name=name, kind=behaviour.kind, width=behaviour.width,
             classes=list(behaviour.classes), unit=behaviour.unit,
-            mean=scaler.mean.tolist(), sd=scaler.sd.tolist(),
+            mean=mean.tolist(), sd=sd.tolist(),
         ))
     state = SessionState(
         session=session.session,
@@ -127,8 +133,15 @@ def match(session: Session, state: SessionState, bin_size_s: float) -> Recording
         raise BadInput(session.session, "units", f"{len(table)} units",
                        f"the {len(state.units)} units the model was trained on")
     for b in state.behaviours:
-        session.behaviour(b.name)
-    return to_recording(session.binned(bin_size_s), state)
+        found = session.behaviour(b.name)
+        if (found.kind, found.width, list(found.classes)) != (b.kind, b.width, b.classes):
+            raise BadInput(session.session, f"behaviour {b.name}", f"{found.kind} x {found.width}",
+                           f"{b.kind} x {b.width} with the classes it was trained on")
+    binned = session.binned(bin_size_s)
+    if len(binned) != state.split["test"][1]:
+        raise BadInput(session.session, "bins", len(binned),
+                       f"{state.split['test'][1]}, of which the model's split speaks")
+    return to_recording(binned, state)
 
 
 def unit_table(session: Session, keep: NDArray[np.int64]) -> list[Unit]:

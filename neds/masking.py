@@ -33,7 +33,7 @@ class Masks:
 
 def draw_schemes(config: MaskingConfig, batch: int, generator: torch.Generator) -> Tensor:
     """Index into `SCHEMES` per sample, shape (B,), int64, drawn with the configured shares."""
-    shares = torch.tensor([getattr(config, name) for name in SCHEMES])
+    shares = torch.tensor([float(getattr(config, name)) for name in SCHEMES])
     return torch.multinomial(shares, batch, replacement=True, generator=generator)
 
 
