@@ -26,7 +26,7 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Sizes and form of the transformer (NEDS section 2 in its paper: 5 layers, width 256)."""
+    """Sizes and form of the transformer (the paper's for one session: 5 layers, width 256)."""
 
     form: str = "stream"  # causal, banded, O(1) a bin; or "window": bidirectional, as the paper
     hidden: int = 128
@@ -41,7 +41,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class MaskingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Probability of each of the five schemes (paper section 3) and the share of masked bins."""
+    """Probability of each of the five schemes (`neds.masking`) and the share of masked bins."""
 
     encoding: float = 0.2
     decoding: float = 0.2
@@ -52,7 +52,7 @@ class MaskingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
 
 class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The training loop."""
+    """The training loop; with several sessions a step takes a batch of one, in turn."""
 
     steps: int = 1000
     batch: int = 16

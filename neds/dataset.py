@@ -29,7 +29,8 @@ class Recording:
     """One session's rows as tensors, T rows in time order.
 
     counts (T, N) float32; encoded[m] (T, n_outputs) as the model sees behaviour m; known (M, T)
-    bool; bin (T,) absolute bin; runs (n, 2) row ranges of consecutive bins.
+    bool; values: per behaviour (T, width) in its own units, NaN where unknown; bin (T,) absolute
+    bin; runs (n, 2) row ranges of consecutive bins.
     """
 
     state: SessionState

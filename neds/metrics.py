@@ -1,5 +1,7 @@
 """Scores: R2, balanced accuracy, bits per spike. Plain NumPy, one function a metric.
 
+A score that does not exist (a constant truth, nothing known) is NaN; reports turn it into null.
+
 Two quantities in the field are called bits per spike. `bps_neuron_mean` is the mean over neurons
 used by NEDS and MtM, `bps_pooled` pools likelihood and spikes over neurons as the Neural Latents
 Benchmark does. They are reported under these names, never one as the other.
@@ -83,7 +85,9 @@ def bits_per_spike(
     `counts` and `rates` are (T, N); `null_rates` (N,) is the mean count per bin on TRAINING data
     (the reference takes it on the test data itself). Per neuron
     `[NLL(null) - NLL(rate)] / (ln 2 * spikes)` with the Poisson likelihood; the factorial cancels.
-    Neurons without a spike in `counts` are left out of the mean.
+    Neurons without a spike in `counts` are left out of the mean. Rates are floored at 1e-9, as in
+    the reference: a unit silent in training and not after has that null rate, so that each of its
+    spikes counts for up to 30 bits in favour of any model. `data.min_rate_hz` drops such units.
     """
     rates = np.maximum(rates, 1e-9)
     null = np.broadcast_to(np.maximum(null_rates, 1e-9), rates.shape)

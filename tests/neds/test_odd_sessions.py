@@ -6,13 +6,14 @@ from dataclasses import replace
 import msgspec
 import numpy as np
 import pytest
+import torch
 
 from neds.baselines import GruConfig, gru_part, ridge, ridge_solver, train_gru
 from neds.checkpoint import CHECKPOINT_SCHEMA, CheckpointInfo, created_by
 from neds.config import DataConfig, MaskingConfig, ModelConfig, RunConfig, TrainConfig
 from neds.data.session import Behaviour, Counts, Session, Units
 from neds.dataset import describe, match, to_recording
-from neds.evaluate import evaluate
+from neds.evaluate import decode_rows, evaluate
 from neds.export import export, parity_report
 from neds.train import train
 from neds_rt.bundle import read_bundle
@@ -78,6 +79,25 @@ def test_trials_train_and_evaluate(form):
     scores = evaluate(result.model, recording, "test")
     assert set(scores) == {"side", "heading", "spikes"}
     assert all(np.isfinite(v) for row in scores.values() for v in row.values())
+
+
+def test_the_window_form_sees_a_short_run_as_it_was_trained_on():
+    model = msgspec.structs.replace(CONFIG.model, form="window", window=20)
+    data = msgspec.structs.replace(CONFIG.data, fractions=(0.5, 0.25, 0.25))
+    config = msgspec.structs.replace(CONFIG, model=model, data=data)
+    recording = prepared(trials(), config)
+    net = train(config, [recording], progress=False).model
+    first, stop = recording.runs_within("test")[0]
+    counts = torch.zeros(1, 20, 5)
+    counts[0, :8] = recording.counts[first:stop]
+    hidden = torch.ones(1, 20, dtype=torch.bool)
+    hidden[0, :8] = False
+    with torch.inference_mode():
+        _, outputs = net("trials", counts, [torch.zeros(1, 20, e.shape[1])
+                                            for e in recording.encoded],
+                         hidden, torch.ones(1, 2, 20, dtype=torch.bool))
+    decoded = decode_rows(net, recording, first, stop)
+    np.testing.assert_allclose(decoded[1], outputs[1][0, :8].numpy(), atol=1e-5)
 
 
 def test_trials_export_with_parity_over_many_runs(tmp_path):
