@@ -1,9 +1,10 @@
 """The client against a publisher that sends what a server would, and what none should."""
 
 import msgpack
-import neds_rt
 import pytest
 import zmq
+
+import neds_rt
 from neds_rt.errors import BadInput
 from neds_rt.wire import Decode
 

@@ -4,6 +4,7 @@ import logging
 
 import numpy as np
 import pytest
+
 from neds_rt import keepwarm
 from neds_rt.assemble import COUNTERS, FIRST_REFUSAL, GAP, OK, WARMING_UP, Validity
 from neds_rt.housekeeping import MESSAGES, Housekeeping
