@@ -98,10 +98,19 @@ def describe(session: Session, config: DataConfig, gap_bins: int) -> tuple[Binne
         units=unit_table(session, keep),
         unit_rows=keep.tolist(),
         behaviours=states,
-        null_rates=binned.counts[train][:, keep].mean(0).tolist(),
+        null_rates=null_rates(binned.counts[train][:, keep]).tolist(),
         split={"train": list(parts.train), "val": list(parts.val), "test": list(parts.test)},
     )
     return binned, state
+
+
+def null_rates(counts: NDArray[np.uint16]) -> NDArray[np.float64]:
+    """Mean count per bin of each unit (N,) on the training part, the null model of bits per spike.
+
+    A unit that was silent there gets one spike: a null rate of zero would credit the model with
+    dozens of bits for each spike it fires later.
+    """
+    return np.asarray(np.maximum(counts.sum(0), 1) / len(counts), np.float64)
 
 
 def to_recording(binned: Binned, state: SessionState) -> Recording:
