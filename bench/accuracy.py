@@ -30,29 +30,34 @@ from neds.evaluate import decode_part, encode_part
 from neds.metrics import bits_per_spike, score
 from neds.train import train
 from neds_rt.errors import BadInput
-from neds_rt.machine import machine_facts
+from neds_rt.machine import commit, machine_facts
 
 FIRST_SEED = 101  # recipes were tuned with seeds below 100
 MODELS = ("ridge", "gru", "neds")
 
 
-def main() -> int:
-    """Run the protocol, print the table, write JSON."""
-    args = parse_arguments()
+def main(argv: list[str] | None = None) -> int:
+    """Run the protocol, print the table, write JSON; 2 after bad input, named in one line."""
+    args = parse_arguments(argv)
+    try:
+        return score_all(args)
+    except BadInput as error:
+        print(f"accuracy: {error}", file=sys.stderr)
+        return 2
+
+
+def score_all(args: argparse.Namespace) -> int:
+    """Score every archive in turn; after each, all rows so far are on disk."""
+    check_arguments(args)
     torch.set_num_threads(args.threads)
     files = sorted(Path(args.data).glob("*.npz"))
     if args.sessions:
         files = [f for f in files if any(name in f.name for name in args.sessions.split(","))]
     if not files:
-        print(f"{args.data}: no archive to score", file=sys.stderr)
-        return 2
+        raise BadInput(args.data, "archives", "none to score", ".npz files named as in --sessions")
     rows: list[dict[str, Any]] = []
     for path in files:
-        try:
-            rows += within(path, args)
-        except BadInput as error:
-            print(f"accuracy: {error}", file=sys.stderr)
-            return 2
+        rows += within(path, args)
         print_means(rows)
         if args.out:
             write(Path(args.out), rows, args)
@@ -62,7 +67,7 @@ def main() -> int:
     return 0
 
 
-def parse_arguments() -> argparse.Namespace:
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Options of the program."""
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -78,7 +83,28 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", default=None, help="write the JSON here after every session")
     parser.add_argument("--json", action="store_true", help="print one JSON object as last line")
-    return parser.parse_args()
+    return parser.parse_args(argv)
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Refuse before the first hour of work what would fail after it. Raises `BadInput`."""
+    for name in wanted_models(args):
+        if name not in MODELS:
+            raise BadInput("--models", "name", repr(name), f"all, or some of {', '.join(MODELS)}")
+    for option in ("seeds", "threads"):
+        if getattr(args, option) < 1:
+            raise BadInput(f"--{option}", "number", getattr(args, option), "1 or more")
+    if args.out:
+        try:
+            Path(args.out).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInput(args.out, "output", error.strerror, "a file to write") from error
+
+
+def wanted_models(args: argparse.Namespace) -> tuple[str, ...]:
+    """Names of the models asked for."""
+    names = tuple(name.strip() for name in args.models.split(","))
+    return MODELS if names == ("all",) else names
 
 
 def within(path: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -118,7 +144,7 @@ def run_models(
     """(model, seed, seconds, {modality: {metric: value}}) on the test part."""
     import msgspec
 
-    wanted = MODELS if args.models == "all" else tuple(args.models.split(","))
+    wanted = wanted_models(args)
     rows = np.concatenate([np.arange(a, b) for a, b in recording.runs_within("test")])
     if "ridge" in wanted:
         started = time.monotonic()
@@ -178,6 +204,7 @@ def summary(rows: list[dict[str, Any]], args: argparse.Namespace) -> dict[str, A
     return {
         "protocol": args.protocol,
         "command": " ".join(["python", *sys.argv]),
+        "commit": commit(),
         "rows": rows,
         "mean": means(rows),
         "machine": machine_facts(),
@@ -186,9 +213,12 @@ def summary(rows: list[dict[str, Any]], args: argparse.Namespace) -> dict[str, A
 
 def write(path: Path, rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
     """Write the JSON so that a reader never finds a part of it."""
-    staged = path.with_suffix(".tmp")
-    staged.write_text(json.dumps(summary(rows, args), indent=1) + "\n")
-    staged.replace(path)
+    staged = path.with_name(f".{path.name}.part")
+    try:
+        staged.write_text(json.dumps(summary(rows, args), indent=1) + "\n")
+        staged.replace(path)
+    except OSError as error:
+        raise BadInput(path, "output", error.strerror, "a file to write") from error
 
 
 if __name__ == "__main__":

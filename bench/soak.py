@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import zmq
+
 from neds_rt.bundle import ModalityOut, Shape, random_bundle, read_bundle, write_bundle
 from neds_rt.children import Child
 from neds_rt.machine import commit, machine_facts

@@ -6,6 +6,7 @@ validation part) and predict the rows asked for, causally.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,7 @@ from neds.evaluate import to_units
 from neds.metrics import score
 from neds.modalities import KINDS
 from neds.train import drop_units
+from neds_rt.errors import BadInput
 
 Floats = NDArray[np.float64]
 RIDGE_STRENGTHS = (1e1, 1e2, 1e3, 1e4, 1e5)
@@ -52,15 +54,16 @@ def ridge(recording: Recording, behaviour: int, lags: int = 10) -> NDArray[np.fl
     train, val = _rows(recording, "train", known), _rows(recording, "val", known)
     truth = recording.values[state.name]
 
-    gram, cross = x[train].T @ x[train], x[train].T @ y[train]
+    fit = ridge_solver(x[train], y[train])
 
     def validation(strength: float) -> float:
-        weights = _solve(gram, cross, strength)
-        predicted = to_units(state, torch.from_numpy(x[val] @ weights)).numpy()
-        return score(state.kind, truth[val], predicted)[KINDS[state.kind].metrics[0]]
+        predicted = to_units(state, torch.from_numpy(x[val] @ fit(strength))).numpy()
+        value = score(state.kind, truth[val], predicted)[KINDS[state.kind].metrics[0]]
+        return -np.inf if np.isnan(value) else value
 
     best = max(RIDGE_STRENGTHS, key=validation)
-    weights = _solve(gram + x[val].T @ x[val], cross + x[val].T @ y[val], best)
+    both = np.concatenate([train, val])
+    weights = ridge_solver(x[both], y[both])(best)
     return to_units(state, torch.from_numpy(x @ weights)).float().numpy()
 
 
@@ -76,10 +79,31 @@ def lagged(recording: Recording, lags: int) -> Floats:
     return x
 
 
-def _solve(gram: Floats, cross: Floats, strength: float) -> Floats:
-    shrunk = gram.copy()
-    shrunk[np.diag_indices(len(gram) - 1)] += strength  # the constant is not shrunk
-    return np.asarray(np.linalg.solve(shrunk, cross), np.float64)
+def ridge_solver(x: Floats, y: Floats) -> Callable[[float], Floats]:
+    """Ridge of y (n, k) on x (n, p) whose last column is the constant, which is not shrunk.
+
+    Returns strength -> weights (p, k). With fewer rows than columns the dual form is solved, which
+    gives the same weights: w = Xc' (Xc Xc' + strength I)^-1 yc with centred Xc and yc.
+    """
+    if len(x) >= x.shape[1]:
+        gram, cross = x.T @ x, x.T @ y
+
+        def primal(strength: float) -> Floats:
+            shrunk = gram.copy()
+            shrunk[np.diag_indices(len(gram) - 1)] += strength
+            return np.asarray(np.linalg.solve(shrunk, cross), np.float64)
+
+        return primal
+    mean_x, mean_y = x[:, :-1].mean(0), y.mean(0)
+    centred = x[:, :-1] - mean_x
+    kernel = centred @ centred.T
+
+    def dual(strength: float) -> Floats:
+        shrunk = kernel + strength * np.eye(len(kernel))
+        weights = centred.T @ np.linalg.solve(shrunk, y - mean_y)
+        return np.vstack([weights, mean_y - mean_x @ weights])
+
+    return dual
 
 
 def _rows(recording: Recording, part: str, known: NDArray[np.bool_]) -> NDArray[np.int64]:
@@ -105,7 +129,12 @@ class GruDecoder(nn.Module):
 
 
 def train_gru(recording: Recording, config: GruConfig) -> GruDecoder:
-    """Train with AdamW and a one-cycle rate; keep the weights best on the validation part."""
+    """Train with AdamW and a one-cycle rate; keep the weights best on the validation part.
+
+    Raises `BadInput` for a recording without behaviours: there is nothing to decode.
+    """
+    if not recording.encoded:
+        raise BadInput(recording.state.session, "behaviours", "none", "some for the GRU to decode")
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
     widths = [e.shape[1] for e in recording.encoded]
@@ -130,14 +159,16 @@ def train_gru(recording: Recording, config: GruConfig) -> GruDecoder:
             else:
                 loss = loss + F.mse_loss(output, target)
         optimiser.zero_grad()
-        loss.backward()
+        if loss.requires_grad:  # not so if no behaviour of this batch was known
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
         optimiser.step()
         schedule.step()
-        if step % config.validate_every == 0:
+        if step % config.validate_every == 0 or step == config.steps:
             value = _validation(net, recording)
-            if value > best:
-                best, weights = value, {k: v.clone() for k, v in net.state_dict().items()}
+            if value is None or value > best:  # with nothing to choose by, the newest are kept
+                best = best if value is None else value
+                weights = {k: v.clone() for k, v in net.state_dict().items()}
     net.load_state_dict(weights)
     return net.eval()
 
@@ -155,7 +186,7 @@ def gru_part(net: GruDecoder, recording: Recording, part: str) -> list[NDArray[n
     ]
 
 
-def _validation(net: GruDecoder, recording: Recording) -> float:
+def _validation(net: GruDecoder, recording: Recording) -> float | None:
     values = []
     for b, predicted in zip(
         recording.state.behaviours, gru_part(net, recording, "val"), strict=True
@@ -164,4 +195,5 @@ def _validation(net: GruDecoder, recording: Recording) -> float:
             [recording.values[b.name][i:j] for i, j in recording.runs_within("val")]
         )
         values.append(score(b.kind, truth, predicted)[KINDS[b.kind].metrics[0]])
-    return float(np.nanmean(values))
+    known = [v for v in values if not np.isnan(v)]
+    return float(np.mean(known)) if known else None

@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from neds.config import RunConfig
+from neds.config import RunConfig, check
 from neds.model import BehaviourSpec, Neds, SessionSpec
 from neds_rt.bundle import Unit
 from neds_rt.errors import BadInput
@@ -79,17 +79,44 @@ class CheckpointInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def save_checkpoint(folder: Path, model: Neds, info: CheckpointInfo) -> None:
-    """Write the checkpoint so that a reader finds the old one or the new one, never a part."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    """Write the checkpoint so that a reader finds the old one or the new one, never a part.
+
+    Raises `BadInput` for a folder that `check_writable` refuses.
+    """
+    check_writable(folder)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as name:
         staged = Path(name) / "new"
         staged.mkdir()
         state = {key: value.detach().contiguous() for key, value in model.state_dict().items()}
         save_file(state, staged / "model.safetensors")
         (staged / "checkpoint.json").write_bytes(msgspec.json.format(msgspec.json.encode(info)))
+        old = Path(name) / "old"
         if folder.exists():
-            os.replace(folder, Path(name) / "old")
-        os.replace(staged, folder)
+            os.replace(folder, old)
+        try:
+            os.replace(staged, folder)
+        except OSError:
+            if old.exists():
+                os.replace(old, folder)
+            raise
+
+
+def check_writable(folder: Path) -> None:
+    """Raise `BadInput` unless a checkpoint may be written as `folder`; makes its parent.
+
+    What is there and is not a checkpoint alone is never replaced.
+    """
+    expected = "a new folder, or one with a checkpoint alone"
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if folder.exists():
+            others = {p.name for p in folder.iterdir()} - {"checkpoint.json", "model.safetensors"}
+            if others:
+                raise BadInput(folder, "output", f"other files ({min(others)})", expected)
+        with tempfile.TemporaryDirectory(dir=folder.parent):
+            pass
+    except OSError as error:
+        raise BadInput(folder, "output", error.strerror, expected) from error
 
 
 def read_info(folder: Path) -> CheckpointInfo:
@@ -114,6 +141,7 @@ def load_checkpoint(folder: Path) -> tuple[Neds, CheckpointInfo]:
     Raises `BadInput` when the weights do not fit the sessions and sizes the JSON states.
     """
     info = read_info(folder)
+    check(info.config, str(folder / "checkpoint.json"))
     model = Neds(info.config.model, [s.spec for s in info.sessions])
     path = folder / "model.safetensors"
     try:

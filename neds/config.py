@@ -6,6 +6,8 @@ that does not exist is refused by name, a field left out takes the default below
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
@@ -24,7 +26,7 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
 
 
 class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Sizes and form of the transformer (NEDS section 2 in its paper: 5 layers, width 256)."""
+    """Sizes and form of the transformer (the paper's for one session: 5 layers, width 256)."""
 
     form: str = "stream"  # causal, banded, O(1) a bin; or "window": bidirectional, as the paper
     hidden: int = 128
@@ -39,7 +41,7 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
 
 class MaskingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Probability of each of the five schemes (paper section 3) and the share of masked bins."""
+    """Probability of each of the five schemes (`neds.masking`) and the share of masked bins."""
 
     encoding: float = 0.2
     decoding: float = 0.2
@@ -50,7 +52,7 @@ class MaskingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
 
 class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The training loop."""
+    """The training loop; with several sessions a step takes a batch of one, in turn."""
 
     steps: int = 1000
     batch: int = 16
@@ -109,6 +111,7 @@ def check(config: RunConfig, where: str) -> None:
     for name in ("hidden", "layers", "mlp", "window"):
         if getattr(model, name) < 1:
             raise BadInput(where, f"model.{name}", getattr(model, name), "at least 1")
+    _check_numbers(config, where)
     if model.conv < 0:
         raise BadInput(where, "model.conv", model.conv, "0 or more taps")
     if model.form == "window" and train.bins != model.window:
@@ -126,6 +129,33 @@ def check(config: RunConfig, where: str) -> None:
             raise BadInput(where, f"train.{name}", getattr(train, name), "at least 1")
 
 
+# What each number must satisfy, in words and as a test that NaN fails too.
+RANGES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
+    ("data.min_rate_hz", "0 or more", lambda v: 0 <= v < math.inf),
+    ("model.dropout", "from 0 to below 1", lambda v: 0 <= v < 1),
+    ("model.token_dropout", "from 0 to below 1", lambda v: 0 <= v < 1),
+    ("model.rope_base", "above 1", lambda v: 1 < v < math.inf),
+    ("train.learning_rate", "above 0", lambda v: 0 < v < math.inf),
+    ("train.warmup", "from 0 to 1", lambda v: 0 <= v <= 1),
+    ("train.weight_decay", "0 or more", lambda v: 0 <= v < math.inf),
+    ("train.clip", "above 0", lambda v: v > 0),
+    ("train.unit_dropout", "from 0 to below 1", lambda v: 0 <= v < 1),
+    ("train.spike_weight", "0 or more", lambda v: 0 <= v < math.inf),
+    ("train.seed", "from 0 to 2^63 - 1", lambda v: 0 <= v < 2**63),
+)
+
+
+def _check_numbers(config: RunConfig, where: str) -> None:
+    for field, expected, holds in RANGES:
+        table, _, name = field.partition(".")
+        value = getattr(getattr(config, table), name)
+        if not holds(value):
+            raise BadInput(where, field, value, expected)
+    for name, weight in config.train.behaviour_weights.items():
+        if not 0 <= weight < math.inf:
+            raise BadInput(where, f"train.behaviour_weights.{name}", weight, "0 or more")
+
+
 def _override(tree: dict[str, dict[str, object]], item: str) -> None:
     key, separator, text = item.partition("=")
     table, _, field = key.partition(".")
@@ -135,7 +165,9 @@ def _override(tree: dict[str, dict[str, object]], item: str) -> None:
         value = msgspec.toml.decode(f"v = {text}")["v"]
     except msgspec.DecodeError:
         value = text  # a bare word is a string
-    tree.setdefault(table, {})[field] = value
+    if not isinstance(tree.setdefault(table, {}), dict):
+        raise BadInput("recipe", table, repr(tree[table]), "a table")
+    tree[table][field] = value
 
 
 def _read(path: Path) -> str:
@@ -143,3 +175,5 @@ def _read(path: Path) -> str:
         return path.read_text()
     except OSError as error:
         raise BadInput(path, "recipe", error.strerror, "a readable TOML file") from error
+    except UnicodeDecodeError as error:
+        raise BadInput(path, "recipe", "bytes that are no text", "a TOML file") from error

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from neds.checkpoint import BehaviourState, SessionState
 from neds.config import DataConfig
+from neds.data.checks import naming
 from neds.data.session import Binned, Session
-from neds.data.windows import Scaler, split, units_above
+from neds.data.windows import fit_scaling, split, units_above
 from neds.model import encode_behaviour
 from neds_rt.bundle import Unit
 from neds_rt.errors import BadInput
@@ -28,7 +29,8 @@ class Recording:
     """One session's rows as tensors, T rows in time order.
 
     counts (T, N) float32; encoded[m] (T, n_outputs) as the model sees behaviour m; known (M, T)
-    bool; bin (T,) absolute bin; runs (n, 2) row ranges of consecutive bins.
+    bool; values: per behaviour (T, width) in its own units, NaN where unknown; bin (T,) absolute
+    bin; runs (n, 2) row ranges of consecutive bins.
     """
 
     state: SessionState
@@ -64,13 +66,17 @@ class Batch:
 def describe(session: Session, config: DataConfig, gap_bins: int) -> tuple[Binned, SessionState]:
     """Bin a session and fit on its training part what the model needs.
 
-    Raises `BadInput` for an unknown behaviour name or a part without bins.
+    Raises `BadInput` for an unknown behaviour name, a behaviour that the training part knows
+    nothing of, a rate that no unit reaches, or a part without bins.
     """
     names = config.behaviours or list(session.behaviours)
+    if len(set(names)) != len(names):
+        raise BadInput(session.session, "data.behaviours", ", ".join(names), "each name once")
     for name in names:
         session.behaviour(name)  # refuses an unknown name, listing those there are
     binned = session.binned(config.bin_size_s)
-    parts = split(binned, config.fractions, gap_bins)
+    with naming(session.session):
+        parts = split(binned, config.fractions, gap_bins)
     train = slice(*parts.train)
     keep = units_above(binned, parts.train, config.min_rate_hz)
     if not keep.size:
@@ -79,11 +85,12 @@ def describe(session: Session, config: DataConfig, gap_bins: int) -> tuple[Binne
     states = []
     for name in names:
         behaviour = session.behaviours[name]
-        scaler = Scaler.fit(behaviour.kind, binned.values[name][train])
+        with naming(session.session):
+            mean, sd = fit_scaling(name, behaviour.kind, binned.values[name][train])
         states.append(BehaviourState(
             name=name, kind=behaviour.kind, width=behaviour.width,
             classes=list(behaviour.classes), unit=behaviour.unit,
-            mean=scaler.mean.tolist(), sd=scaler.sd.tolist(),
+            mean=mean.tolist(), sd=sd.tolist(),
         ))
     state = SessionState(
         session=session.session,
@@ -91,10 +98,19 @@ def describe(session: Session, config: DataConfig, gap_bins: int) -> tuple[Binne
         units=unit_table(session, keep),
         unit_rows=keep.tolist(),
         behaviours=states,
-        null_rates=binned.counts[train][:, keep].mean(0).tolist(),
+        null_rates=null_rates(binned.counts[train][:, keep]).tolist(),
         split={"train": list(parts.train), "val": list(parts.val), "test": list(parts.test)},
     )
     return binned, state
+
+
+def null_rates(counts: NDArray[np.uint16]) -> NDArray[np.float64]:
+    """Mean count per bin of each unit (N,) on the training part, the null model of bits per spike.
+
+    A unit that was silent there gets one spike: a null rate of zero would credit the model with
+    dozens of bits for each spike it fires later.
+    """
+    return np.asarray(np.maximum(counts.sum(0), 1) / len(counts), np.float64)
 
 
 def to_recording(binned: Binned, state: SessionState) -> Recording:
@@ -127,8 +143,15 @@ def match(session: Session, state: SessionState, bin_size_s: float) -> Recording
         raise BadInput(session.session, "units", f"{len(table)} units",
                        f"the {len(state.units)} units the model was trained on")
     for b in state.behaviours:
-        session.behaviour(b.name)
-    return to_recording(session.binned(bin_size_s), state)
+        found = session.behaviour(b.name)
+        if (found.kind, found.width, list(found.classes)) != (b.kind, b.width, b.classes):
+            raise BadInput(session.session, f"behaviour {b.name}", f"{found.kind} x {found.width}",
+                           f"{b.kind} x {b.width} with the classes it was trained on")
+    binned = session.binned(bin_size_s)
+    if len(binned) != state.split["test"][1]:
+        raise BadInput(session.session, "bins", len(binned),
+                       f"{state.split['test'][1]}, of which the model's split speaks")
+    return to_recording(binned, state)
 
 
 def unit_table(session: Session, keep: NDArray[np.int64]) -> list[Unit]:

@@ -1,8 +1,11 @@
 """Predictions of a trained model on a part of a recording, and their scores.
 
 Decoding hides every behaviour token and shows the spikes; encoding hides the spikes and shows the
-behaviours. Each run of consecutive bins starts cold, as a server does when a stream starts. A long
-run is computed in chunks that overlap by the receptive field, which changes nothing.
+behaviours. Each run of consecutive bins starts cold, as a server does when a stream starts.
+
+Streaming form: a long run is computed in chunks that overlap by the receptive field, which changes
+nothing. Window form: a run is cut into windows, and one shorter than a window is filled up with
+hidden bins, as in training.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -25,7 +29,10 @@ Floats = NDArray[np.float32]
 
 
 def to_units(behaviour: BehaviourState, outputs: Tensor) -> Tensor:
-    """Model outputs in behaviour units: unscaled, (cos, sin), or class probabilities."""
+    """Model outputs (..., n_outputs) as they are reported and served, of the same shape.
+
+    Continuous: in behaviour units; circular: (cos, sin) as predicted; categorical: probabilities.
+    """
     if behaviour.kind == "continuous":
         return outputs * torch.tensor(behaviour.sd) + torch.tensor(behaviour.mean)
     if behaviour.kind == "categorical":
@@ -100,13 +107,14 @@ def _chunks(
             if window:
                 begin = max(first, end - size)  # the last window overlaps the one before it
             near = slice(begin - first, end - first)
+            short = size - (end - begin) if window else 0
             log_rates, outputs = model(
                 recording.state.session,
-                recording.counts[None, begin:end],
-                [e[None, begin:end] for e in recording.encoded],
-                hide[None, near],
-                hidden[None, :, near],
+                F.pad(recording.counts[None, begin:end], (0, 0, 0, short)),
+                [F.pad(e[None, begin:end], (0, 0, 0, short)) for e in recording.encoded],
+                F.pad(hide[None, near], (0, short), value=True),
+                F.pad(hidden[None, :, near], (0, short), value=True),
                 first_bin=0 if window else begin - first,
             )
-            new = start - begin
-            yield log_rates[0, new:], [o[0, new:] for o in outputs]
+            new = slice(start - begin, end - begin)
+            yield log_rates[0, new], [o[0, new] for o in outputs]

@@ -1,4 +1,7 @@
-"""The five masking schemes (paper section 3): which tokens are hidden and so must be predicted.
+"""The five masking schemes of NEDS: which tokens are hidden and so must be predicted.
+
+Encoding is the paper's neural masking, decoding its behaviour masking, both self schemes its
+within-modality masking, random_token its cross-modality masking (Zhang et al. 2025).
 
     scheme          spike tokens hidden   behaviour tokens hidden
     encoding        all                   none
@@ -33,7 +36,7 @@ class Masks:
 
 def draw_schemes(config: MaskingConfig, batch: int, generator: torch.Generator) -> Tensor:
     """Index into `SCHEMES` per sample, shape (B,), int64, drawn with the configured shares."""
-    shares = torch.tensor([getattr(config, name) for name in SCHEMES])
+    shares = torch.tensor([float(getattr(config, name)) for name in SCHEMES])
     return torch.multinomial(shares, batch, replacement=True, generator=generator)
 
 

@@ -1,13 +1,17 @@
 """The NEDS transformer, whole: tokenisers, encoder, heads; window form and streaming form.
 
+After Zhang et al., "Neural Encoding and Decoding at Scale", ICML 2025 (arXiv 2504.08201), where the
+window form is described; what differs is said where it differs.
+
 One spike token and one token per behaviour for every bin. A hidden token is replaced by the mask
 token and predicted from the visible ones, so the same weights encode (behaviour to spikes) and
 decode (spikes to behaviour).
 
 The two forms share every module and differ in who sees whom:
 
-    window   every token sees every token of the window (the paper's full attention); a learned
-             position table is added to the tokens
+    window   every token sees every token of the window, hidden ones too (the paper's full
+             attention); a learned position table is added to the tokens. For offline use: a
+             bin's outputs need the bins after it
     stream   a token of bin t sees the visible tokens of bins t-window+1 .. t and nothing ever sees
              a hidden token; rotary positions only. Then a stream needs one new spike token and one
              query per decoded behaviour a bin, against cached keys and values, and equals this
@@ -31,7 +35,7 @@ from neds.modalities import n_outputs
 
 @dataclass(frozen=True)
 class BehaviourSpec:
-    """What the model must know of one behaviour of a session."""
+    """What the model must know of one behaviour of a session; `kind` is a key of `KINDS`."""
 
     name: str
     kind: str
@@ -156,7 +160,8 @@ class Neds(nn.Module):
         self._init_weights()
 
     def _init_weights(self) -> None:
-        # Residual branches start small ("fixup", paper section 2.3), so that depth trains at once.
+        # Residual branches start small, so that depth trains at once ("fixup" in the NEDS code,
+        # whose further scaling of the value weights is left out).
         scale = 0.67 * self.config.layers**-0.25
         with torch.no_grad():
             for block in self.layers():
@@ -210,6 +215,8 @@ class Neds(nn.Module):
     def spike_tokens(self, stitch: Stitcher, counts: Tensor, hidden: Tensor) -> Tensor:
         """Spike tokens (B, T, H): embedding, causal convolution, mask token where hidden.
 
+        counts (B, T, N) float, as recorded: the square root that evens out Poisson variance is
+        taken here. hidden (B, T) bool. Session embedding is not yet added, modality embedding is.
         A hidden bin enters the convolution as zero, so its counts reach no other token.
         """
         embedded = stitch.spikes_in(counts.sqrt()).masked_fill(hidden[..., None], 0.0)
@@ -220,7 +227,11 @@ class Neds(nn.Module):
         return tokens + self.modality[0]
 
     def encode(self, x: Tensor, visible: Tensor, bins: int, first_bin: int) -> Tensor:
-        """Run the layers over x (B, S, H), S = tokens ordered by modality then bin."""
+        """Run the layers over x (B, S, H), S = (1 + M) T tokens ordered by modality then bin.
+
+        `visible` (B, S) bool, False for hidden tokens; `first_bin` is the stream's position of the
+        first of the `bins` bins. Returns (B, S, H), after the last norm.
+        """
         groups = x.shape[1] // bins
         positions = torch.arange(first_bin, first_bin + bins)
         cos, sin = rotary_phases(positions, self.config.hidden // self.config.heads,
@@ -257,7 +268,9 @@ def encode_behaviour(spec: BehaviourSpec, values: Tensor, mean: Tensor, sd: Tens
     """Behaviour values (..., width) as the model sees and predicts them (..., n_outputs).
 
     Continuous: z-scored; circular: (cos, sin) per angle; categorical: one-hot. Unknown (NaN)
-    values become zero: whoever calls hides those tokens.
+    values become zero: whoever calls hides those tokens. `mean` and `sd` (width,) are those of
+    the training part (`neds.data.windows.fit_scaling`), used by continuous behaviours only;
+    `neds.evaluate.to_units` is the way back.
     """
     if spec.kind == "continuous":
         return torch.nan_to_num((values - mean) / sd)
@@ -277,6 +290,9 @@ def count_parameters(model: Neds) -> dict[str, int]:
 
 
 def poisson_null_log_rate(counts: Tensor) -> Tensor:
-    """Log of the mean count per unit (N,), where the spike head's bias starts."""
+    """Log of the mean count per bin of each unit (N,), where the spike head's bias starts.
+
+    counts (..., N). The small constant keeps a unit that is silent in training finite, at -7.
+    """
     mean = counts.flatten(0, -2).mean(0)
     return (mean + math.exp(-7)).log()

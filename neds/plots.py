@@ -23,13 +23,24 @@ Floats = NDArray[np.floating]
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write a figure under its final name only when it is whole; refuses unknown formats."""
+    """Write a figure under its final name only when it is whole. Raises as `check_picture`."""
+    check_picture(path)
+    staged = path.with_name(f".{path.stem}.part{path.suffix}")
+    try:
+        figure.savefig(staged, dpi=150, bbox_inches="tight")
+        staged.replace(path)
+    except OSError as error:
+        raise BadInput(path, "picture", error.strerror, "a file that can be written") from error
+
+
+def check_picture(path: Path) -> None:
+    """Raise `BadInput` for an unknown format or a folder that cannot be made; makes the folder."""
     if path.suffix not in (".png", ".svg", ".pdf"):
         raise BadInput(path, "picture", repr(path.suffix), ".png, .svg or .pdf")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.stem}.part{path.suffix}")
-    figure.savefig(staged, dpi=150, bbox_inches="tight")
-    staged.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(path, "picture", error.strerror, "a file that can be written") from error
 
 
 def decoded_traces(
@@ -61,17 +72,24 @@ def decoded_traces(
 
 
 def model_bars(scores: Mapping[str, Mapping[str, Sequence[float]]], ylabel: str) -> Any:
-    """Bars of each model by session; `scores[session][model]` holds one value per seed."""
+    """Bars of each model by session; `scores[session][model]` holds one value per seed.
+
+    A session that a model was not run on has no bar of it.
+    """
     figure, (axis,) = _axes(1, height=3.0)
     models = [m for m in COLOURS if any(m in by_model for by_model in scores.values())]
     models.sort(key=("ridge", "gru", "neds").index)
     width = 0.8 / len(models)
     for i, model in enumerate(models):
+        label: str | None = model
         for x, by_model in enumerate(scores.values()):
             values = list(by_model.get(model, []))
+            if not values:
+                continue
             at = x + (i - (len(models) - 1) / 2) * width
             axis.bar(at, np.mean(values), width * 0.9, color=COLOURS[model],
-                     label=model if x == 0 else None)
+                     label=label)
+            label = None
             axis.plot([at] * len(values), values, ".", color="black", ms=3)
     axis.set_xticks(range(len(scores)), list(scores), rotation=20, ha="right", fontsize=8)
     axis.set_ylabel(ylabel)

@@ -27,6 +27,7 @@ from neds.masking import Masks, draw_masks
 from neds.metrics import score
 from neds.modalities import KINDS
 from neds.model import Neds, SessionSpec, Stitcher, poisson_null_log_rate
+from neds_rt.errors import BadInput
 
 
 @dataclass(frozen=True)
@@ -35,12 +36,24 @@ class TrainResult:
 
     model: Neds
     best_step: int
-    best_score: float
+    best_score: float | None  # None where no behaviour is known on the validation parts
     seconds: float
 
 
 def build_model(config: RunConfig, recordings: list[Recording]) -> Neds:
-    """A fresh model for these sessions, seeded, with spike heads starting at the mean rates."""
+    """A fresh model for these sessions, seeded, with spike heads starting at the mean rates.
+
+    Raises `BadInput` for a session given twice, or weights for a behaviour that no session has.
+    """
+    names = [r.state.session for r in recordings]
+    for name in names:
+        if names.count(name) > 1:
+            raise BadInput(name, "session", "given twice", "every session once")
+    behaviours = {b.name for r in recordings for b in r.state.behaviours}
+    for name in config.train.behaviour_weights:
+        if name not in behaviours:
+            raise BadInput("train.behaviour_weights", "name", repr(name),
+                           f"some of {', '.join(sorted(behaviours)) or 'no behaviours'}")
     torch.manual_seed(config.train.seed)
     specs: list[SessionSpec] = [r.state.spec for r in recordings]
     model = Neds(config.model, specs)
@@ -55,7 +68,10 @@ def build_model(config: RunConfig, recordings: list[Recording]) -> Neds:
 def train(
     config: RunConfig, recordings: list[Recording], log: TextIO | None = None, progress: bool = True
 ) -> TrainResult:
-    """Train on the training parts of `recordings`, one session a step in turn."""
+    """Train on the training parts of `recordings`, one session a step in turn.
+
+    Raises `BadInput` for what `build_model` refuses, and when the loss is no longer finite.
+    """
     model = build_model(config, recordings)
     knobs = config.train
     generator = torch.Generator().manual_seed(knobs.seed)
@@ -67,22 +83,30 @@ def train(
     for step in range(1, knobs.steps + 1):
         recording = recordings[(step - 1) % len(recordings)]
         loss = training_loss(model, recording, config, generator)
+        if not math.isfinite(loss.item()):
+            bar.close()
+            raise BadInput(recording.state.session, f"loss at step {step}", loss.item(),
+                           "a finite one: lower train.learning_rate or train.clip")
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        if loss.requires_grad:  # not so if no hidden token of this batch was ever recorded
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), knobs.clip)
         optimiser.step()
         schedule.step()
         bar.update(1)
         if step % knobs.validate_every == 0 or step == knobs.steps:
             value = validation_score(model, recordings)
-            if value > best:
-                best, best_step, best_weights = value, step, copy.deepcopy(model.state_dict())
-            bar.set_postfix(loss=f"{loss.item():.3f}", val=f"{value:.3f}", best=f"{best:.3f}")
+            if value is None or value > best:  # with nothing to choose by, the newest are kept
+                best_step, best_weights = step, copy.deepcopy(model.state_dict())
+                best = best if value is None else value
+            shown = "–" if value is None else f"{value:.3f} (best {best:.3f})"
+            bar.set_postfix(loss=f"{loss.item():.3f}", val=shown)
             _log(log, step=step, loss=loss.item(), val=value, seconds=time.monotonic() - started)
     bar.close()
     model.load_state_dict(best_weights)
     model.eval()
-    return TrainResult(model, best_step, best, time.monotonic() - started)
+    return TrainResult(model, best_step, best if math.isfinite(best) else None,
+                       time.monotonic() - started)
 
 
 def training_loss(
@@ -174,8 +198,11 @@ def one_cycle(knobs: TrainConfig) -> Callable[[int], float]:
     return factor
 
 
-def validation_score(model: Neds, recordings: list[Recording]) -> float:
-    """Mean over sessions and behaviours of each behaviour's headline metric when decoding."""
+def validation_score(model: Neds, recordings: list[Recording]) -> float | None:
+    """Mean over sessions and behaviours of each behaviour's headline metric when decoding.
+
+    Behaviours without a score (none known there, or constant) are left out; None if all are.
+    """
     values = []
     for recording in recordings:
         for b, (truth, predicted) in zip(
@@ -183,13 +210,16 @@ def validation_score(model: Neds, recordings: list[Recording]) -> float:
         ):
             values.append(score(b.kind, truth, predicted)[KINDS[b.kind].metrics[0]])
     known = [v for v in values if not math.isnan(v)]
-    return sum(known) / len(known) if known else 0.0
+    return sum(known) / len(known) if known else None
 
 
 def open_log(path: Path) -> TextIO:
-    """The run's JSONL log, line by line on disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.open("w", buffering=1)
+    """The run's JSONL log, line by line on disk; raises `BadInput` where it cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("w", buffering=1)
+    except OSError as error:
+        raise BadInput(path, "log", error.strerror, "a file that can be written") from error
 
 
 def _log(log: TextIO | None, **fields: Any) -> None:

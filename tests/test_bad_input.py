@@ -150,3 +150,14 @@ def test_endpoints(capsys, bundle):
     line = refused(capsys, neds_rt, "serve", "--probe", "probe00=zmq+tcp://0.0.0.0:5999",
                    "--out", "tcp://0.0.0.0:5998", "--model", bundle)
     assert "0.0.0.0" in line
+
+
+def test_wrong_words_on_the_command_line(capsys, tmp_path):
+    for command, words in ((neds, ("train", "x.h5", "--out", tmp_path / "o", "--seed", "text")),
+                           (neds_rt, ("serve", "--stale-after", "soon"))):
+        with pytest.raises(SystemExit) as ended:
+            command([str(word) for word in words])
+        assert ended.value.code == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert words[-1] in error

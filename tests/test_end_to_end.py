@@ -4,14 +4,13 @@ What an outside client receives over ZeroMQ must be what `neds evaluate` predict
 """
 
 import json
-import socket
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from neds_rt.client import Client
+from bench.served import compare, play_through_server
 
 
 def neds(*words, code=0):
@@ -20,51 +19,6 @@ def neds(*words, code=0):
                           capture_output=True, timeout=250)
     assert done.returncode == code, done.stderr
     return json.loads(done.stdout.splitlines()[-1]) if code == 0 else done.stderr
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def play_through_server(bundle, session, first_bin, bins, engine):
-    """Replay the session's bins from `first_bin` on through a server; returns all messages."""
-    probe, out = (f"127.0.0.1:{free_port()}" for _ in range(2))
-    serve = subprocess.Popen(
-        [sys.executable, "-m", "neds_rt", "serve", "--probe", f"probe00=zmq+tcp://{probe}",
-         "--model", bundle, "--out", f"tcp://{out}", "--engine", engine, "--max-bins", str(bins),
-         "--keep-warm", "off", "--json"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )
-    try:
-        for line in serve.stderr:
-            if line.startswith("ready"):
-                break
-        with Client(f"tcp://{out}") as client:
-            replay = subprocess.Popen(
-                [sys.executable, "-m", "neds_rt", "replay", session, "--to", f"zmq+tcp://{probe}",
-                 "--model", bundle, "--from-bin", str(first_bin), "--speed", "10"],
-                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-            )
-            messages = []
-            while sum(m.bin >= 0 for m in messages) < bins:
-                messages.append(client.recv(timeout=60))
-            assert replay.wait(60) == 0, replay.stderr.read()
-            replay.stderr.close()
-        output, errors = serve.communicate(timeout=60)
-        assert serve.returncode == 0, errors
-        return messages, json.loads(output.splitlines()[-1])
-    finally:
-        serve.kill()
-        serve.wait()
-        serve.stdout.close()
-        serve.stderr.close()
-
-
-def values(decode, name):
-    found = decode.values[name]
-    return found.p if found.mean is None else found.mean
 
 
 @pytest.fixture(scope="module")
@@ -91,14 +45,13 @@ def test_served_decodes_equal_evaluated_predictions(served, engine):
     assert expected["bin"][0] == scores["first_bin"]
     bins = len(expected["bin"])
     messages, summary = play_through_server(
-        folder / "model.neds", session, scores["first_bin"], bins, engine)
+        folder / "model.neds", session, scores["first_bin"], bins, engine, "10")
     decodes = [m for m in messages if m.bin >= 0]  # others say that the input is stale
     assert [d.bin for d in decodes] == expected["bin"].tolist()
     assert [m.seq for m in messages] == list(range(messages[0].seq, messages[-1].seq + 1))
-    for name in ("wheel", "whisker", "choice", "block"):
-        predicted = expected[f"{name}.predicted"]
-        found = np.array([values(d, name) for d in decodes])
-        np.testing.assert_allclose(found, predicted, atol=1e-4 * np.abs(predicted).max())
+    differences = compare(decodes, folder / "test.npz")
+    assert set(differences) == {"wheel", "whisker", "choice", "block"}
+    assert max(differences.values()) <= 1e-4
     assert not decodes[0].valid
     assert decodes[0].reason == "warming up"
     assert all(d.valid for d in decodes[30:])

@@ -5,13 +5,13 @@ import tomllib
 from importlib.metadata import metadata, requires
 from pathlib import Path
 
-import neds_rt.cli
 import pytest
+
+import neds.cli
+import neds_rt.cli
 from neds_rt.bundle import read_bundle
 from neds_rt.demo import BUNDLE, UNITS
 from neds_rt.synthetic_task import STEP_S
-
-import neds.cli
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]

@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import neds_rt.cli
 import pytest
 
 import neds.cli
+import neds_rt.cli
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "bench" / "README.md"]

@@ -42,12 +42,16 @@ def run(args: argparse.Namespace) -> int:
     from neds.data.store import read_session
     from neds.dataset import match
     from neds.evaluate import evaluate
+    from neds.metrics import json_scores
+    from neds.plots import check_picture
     from neds_rt.errors import BadInput
 
-    wanted = [name for name in args.baselines.split(",") if name]
+    wanted = [name.strip() for name in args.baselines.split(",") if name.strip()]
     for name in wanted:
         if name not in BASELINES:
             raise BadInput("--baselines", "name", repr(name), f"some of {', '.join(BASELINES)}")
+    if args.plot:
+        check_picture(Path(args.plot))
     started = time.monotonic()
     model, info = load_checkpoint(Path(args.checkpoint))
     path = session_path(info.provenance, args.session, args.session_id)
@@ -69,8 +73,9 @@ def run(args: argparse.Namespace) -> int:
         first, stop = recording.part(args.part)
         print(json.dumps({"session": state.session, "part": args.part,
                           "first_bin": int(recording.bin[first]), "bins": stop - first,
-                          "metrics": metrics,
-                          "baselines": baselines, "seconds": seconds}))
+                          "metrics": json_scores(metrics),
+                          "baselines": {k: json_scores(v) for k, v in baselines.items()},
+                          "seconds": seconds}))
     else:
         _print_table(state.session, args.part, {"neds": metrics, **baselines})
     return 0
@@ -100,6 +105,8 @@ def _baseline(name: str, recording: Recording, part: str) -> dict[str, dict[str,
     from neds.metrics import score
 
     behaviours = recording.state.behaviours
+    if not behaviours:
+        return {}
     runs = recording.runs_within(part)
     if name == "gru":
         predictions = gru_part(train_gru(recording, GruConfig()), recording, part)
@@ -116,10 +123,12 @@ def _baseline(name: str, recording: Recording, part: str) -> dict[str, dict[str,
 def _write_predictions(path: Any, model: Neds, recording: Recording, part: str) -> None:
     import os
     import tempfile
+    from pathlib import Path
 
     import numpy as np
 
     from neds.evaluate import decode_part
+    from neds_rt.errors import BadInput
 
     runs = recording.runs_within(part)
     arrays: dict[str, Any] = {"bin": np.concatenate([recording.bin[a:b] for a, b in runs])}
@@ -128,10 +137,14 @@ def _write_predictions(path: Any, model: Neds, recording: Recording, part: str) 
     ):
         arrays[f"{b.name}.truth"] = truth
         arrays[f"{b.name}.predicted"] = predicted
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
-        np.savez(file, **arrays)
-    os.replace(file.name, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
+            staged = Path(folder) / "predictions.npz"
+            np.savez(staged, **arrays)
+            os.replace(staged, path)
+    except OSError as error:
+        raise BadInput(path, "predictions", error.strerror, "a file that can be written") from error
 
 
 def _print_table(session: str, part: str, scores: dict[str, dict[str, dict[str, float]]]) -> None:

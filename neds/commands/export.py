@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     from neds.export import export
     from neds_rt.errors import BadInput
 
-    graphs = [name for name in args.graphs.split(",") if name]
+    graphs = [name.strip() for name in args.graphs.split(",") if name.strip()]
     for name in graphs:
         if name not in ("step", "window"):
             raise BadInput("--graphs", "name", repr(name), "step, window")
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     state = info.session(args.session)
     session = read_session(session_path(info.provenance, args.data, state.session))
     recording = match(session, state, info.config.data.bin_size_s)
-    behaviours = [name for name in args.behaviours.split(",") if name]
+    behaviours = [name.strip() for name in args.behaviours.split(",") if name.strip()]
     manifest = export(model, info, recording, Path(args.out), behaviours=behaviours, graphs=graphs)
     summary = {
         "bundle": args.out,

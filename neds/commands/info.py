@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from neds.config import RunConfig
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,6 +72,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
     return {
         "kind": "checkpoint",
         "form": info.config.model.form,
+        "sees": _sees(info.config),
         "parameters": count_parameters(model),
         "sessions": {
             s.session: {
@@ -83,6 +87,14 @@ def _checkpoint(path: Path) -> dict[str, Any]:
         "config": msgspec.to_builtins(info.config),
         "provenance": info.provenance,
     }
+
+
+def _sees(config: RunConfig) -> str:
+    model, size = config.model, config.data.bin_size_s
+    span = f"{model.window} bins of {size:g} s"
+    if model.form == "window":
+        return f"{span}, past and future: for offline use, cannot be exported"
+    return f"the last {span} in each of {model.layers} layers, no future"
 
 
 def _bundle(path: Path) -> dict[str, Any]:

@@ -29,12 +29,19 @@ def run(args: argparse.Namespace) -> int:
 
     import torch
 
-    from neds.checkpoint import CHECKPOINT_SCHEMA, CheckpointInfo, created_by, save_checkpoint
+    from neds.checkpoint import (
+        CHECKPOINT_SCHEMA,
+        CheckpointInfo,
+        check_writable,
+        created_by,
+        save_checkpoint,
+    )
     from neds.config import load_recipe
     from neds.data.store import read_session
     from neds.dataset import describe, to_recording
     from neds.model import count_parameters
     from neds.train import open_log, train
+    from neds_rt.errors import BadInput
 
     overrides = list(args.set)
     if args.seed is not None:
@@ -43,13 +50,16 @@ def run(args: argparse.Namespace) -> int:
         names = [name.strip() for name in args.behaviours.split(",")]
         overrides.append(f"data.behaviours={json.dumps(names)}")
     config = load_recipe(args.recipe, overrides)
+    if args.threads < 0:
+        raise BadInput("--threads", "number", args.threads, "0 (torch's default) or more")
     if args.threads:
         torch.set_num_threads(args.threads)
+    out = Path(args.out).absolute()
+    check_writable(out)
     recordings = []
     for path in args.sessions:
         binned, state = describe(read_session(Path(path)), config.data, config.model.window)
         recordings.append(to_recording(binned, state))
-    out = Path(args.out)
     with open_log(out.with_name(out.name + ".log.jsonl")) as log:
         result = train(config, recordings, log, progress=not args.json)
     info = CheckpointInfo(
@@ -69,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     save_checkpoint(out, result.model, info)
     parameters = count_parameters(result.model)
     summary = {
-        "checkpoint": str(out),
+        "checkpoint": args.out,
         "validation": result.best_score,
         "best_step": result.best_step,
         "seconds": round(result.seconds, 1),
@@ -78,7 +88,8 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(summary))
     else:
-        print(f"wrote {out}: validation {result.best_score:.3f} at step {result.best_step}, "
+        score = "no known value" if result.best_score is None else f"{result.best_score:.3f}"
+        print(f"wrote {args.out}: validation {score} at step {result.best_step}, "
               f"{result.seconds:.0f} s, {parameters['backbone']:,} backbone + "
               f"{parameters['stitchers']:,} stitcher parameters")
     return 0

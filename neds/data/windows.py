@@ -1,4 +1,4 @@
-"""Parts of a recording in time, scalers fitted on one of them, and windows drawn from it.
+"""Parts of a recording in time, and what is fitted on the training part alone.
 
 Neighbouring bins are correlated, so parts are contiguous in time and lie a window apart.
 """
@@ -6,7 +6,6 @@ Neighbouring bins are correlated, so parts are contiguous in time and lie a wind
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -27,16 +26,6 @@ class Split(NamedTuple):
     train: Range
     val: Range
     test: Range
-
-
-class Windows(NamedTuple):
-    """Windows of T bins: rows (n, T) into the bin axis, present (n, T) False for a lost bin.
-
-    Where `present` is False the row is some valid row, to be ignored.
-    """
-
-    rows: NDArray[np.int64]
-    present: NDArray[np.bool_]
 
 
 def split(
@@ -87,97 +76,28 @@ def _before_gap(binned: Binned, row: int, gap_bins: int) -> int:
     return int(first) if short and first < stop < after else stop
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Scaler:
-    """How a behaviour enters the model: z-scores, or cosine and sine of an angle.
+def fit_scaling(
+    name: str, kind: str, values: NDArray[np.float32]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and sd with which `neds.model.encode_behaviour` scales a behaviour.
 
-    mean, sd (n_outputs,): continuous: of each column; circular: 0 and 1, two per angle;
-    categorical: empty, codes stay codes.
+    Fitted on `values` (T, width) of the training rows; NaN rows are left out. Continuous: (width,)
+    each, with sd 1 for a column that never changes. Other kinds are not scaled: angles get 0 and 1
+    (2 * width,), categories nothing (0,). Raises `BadInput` when no row is known.
     """
-
-    kind: str
-    mean: NDArray[np.float64]
-    sd: NDArray[np.float64]
-
-    @classmethod
-    def fit(cls, kind: str, values: NDArray[np.float32]) -> Scaler:
-        """Fit on `values` (T, width) of the training rows; NaN rows are left out.
-
-        A column that never changes gets sd 1. Raises `BadInput` when nothing is known.
-        """
-        known = values[np.isfinite(values).all(axis=1)].astype(np.float64)
-        if not len(known):
-            raise BadInput("scaler", "training rows", "no known value", "a behaviour known there")
-        if kind == "categorical":
-            return cls(kind=kind, mean=np.zeros(0), sd=np.zeros(0))
-        if kind == "circular":
-            width = 2 * values.shape[1]
-            return cls(kind=kind, mean=np.zeros(width), sd=np.ones(width))
-        sd = known.std(axis=0)
-        return cls(kind=kind, mean=known.mean(axis=0), sd=np.where(sd > 1e-9, sd, 1.0))
-
-    def transform(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return `values` (T, width) as model outputs (T, n_outputs)."""
-        if self.kind == "categorical":
-            return values
-        if self.kind == "circular":
-            pairs = np.stack([np.cos(values), np.sin(values)], axis=-1)
-            return np.asarray(pairs.reshape(len(values), -1), dtype=np.float32)
-        return np.asarray((values - self.mean) / self.sd, dtype=np.float32)
-
-    def inverse(self, outputs: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return model outputs (T, n_outputs) as behaviour values (T, width)."""
-        if self.kind == "categorical":
-            return outputs
-        if self.kind == "circular":
-            pairs = outputs.reshape(len(outputs), -1, 2)
-            return np.asarray(np.arctan2(pairs[..., 1], pairs[..., 0]), dtype=np.float32)
-        return np.asarray(outputs * self.sd + self.mean, dtype=np.float32)
+    known = values[np.isfinite(values).all(axis=1)].astype(np.float64)
+    if not len(known):
+        raise BadInput(f"behaviour {name}", "training rows", "no known value",
+                       "some, or leave it out with --behaviours")
+    if kind == "categorical":
+        return np.zeros(0), np.zeros(0)
+    if kind == "circular":
+        return np.zeros(2 * values.shape[1]), np.ones(2 * values.shape[1])
+    sd = known.std(axis=0)
+    return known.mean(axis=0), np.where(sd > 1e-9, sd, 1.0)
 
 
 def units_above(binned: Binned, part: Range, min_rate_hz: float) -> NDArray[np.int64]:
     """Return the indices of the units whose mean rate on the rows of `part` reaches the rate."""
     rate = binned.counts[slice(*part)].mean(axis=0) / binned.bin_size_s
     return np.flatnonzero(rate >= min_rate_hz)
-
-
-def sample_windows(
-    rng: np.random.Generator,
-    binned: Binned,
-    part: Range,
-    n: int,
-    bins: int,
-    *,
-    across_gaps: bool = False,
-) -> Windows:
-    """Draw `n` windows of `bins` bins at random phases from the rows of `part`.
-
-    A window lies in one run of consecutive bins; a run that is shorter fills its window's start
-    and the rest is marked absent. With `across_gaps` a window covers `bins` consecutive bins of
-    the clock instead, those that were not recorded (or lie beyond the part) marked absent.
-    """
-    first, stop = part
-    if stop <= first or bins < 1:
-        raise BadInput("windows", "part and bins", f"rows {part}, {bins} bins", "one or more each")
-    if across_gaps:
-        return _on_the_clock(rng, binned.bin[first:stop], first, n, bins)
-    runs = binned.runs().clip(first, stop)
-    runs = runs[runs[:, 1] > runs[:, 0]]
-    starts = np.maximum(runs[:, 1] - runs[:, 0] - bins + 1, 1)
-    pick = rng.integers(0, starts.sum(), n)
-    run = np.searchsorted(np.cumsum(starts), pick, side="right")
-    begin = runs[run, 0] + pick - (np.cumsum(starts) - starts)[run]
-    rows = begin[:, None] + np.arange(bins)
-    present = rows < runs[run, 1][:, None]
-    return Windows(np.where(present, rows, begin[:, None]), present)
-
-
-def _on_the_clock(
-    rng: np.random.Generator, bin_of_row: NDArray[np.int64], first: int, n: int, bins: int
-) -> Windows:
-    fits = int(np.searchsorted(bin_of_row, bin_of_row[-1] - bins + 1, side="right"))
-    begin = rng.integers(0, max(fits, 1), n)
-    wanted = bin_of_row[begin][:, None] + np.arange(bins)
-    at = np.minimum(np.searchsorted(bin_of_row, wanted), len(bin_of_row) - 1)
-    present = bin_of_row[at] == wanted
-    return Windows(np.where(present, at, begin[:, None]) + first, present)

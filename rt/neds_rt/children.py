@@ -2,12 +2,15 @@
 
 Used by the commands that run a whole rig on one machine (demo, bench, soak). A child runs in a
 session of its own, so that Ctrl-C reaches the parent alone, which then stops its children in order.
+On Linux a child ends with its parent, however that ends.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import queue
+import runpy
 import signal
 import subprocess
 import sys
@@ -31,7 +34,8 @@ class Child:
         self._errors: deque[str] = deque(maxlen=20)
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         self._process = subprocess.Popen(
-            [sys.executable, "-u", "-P", "-m", module, *arguments],
+            [sys.executable, "-u", "-P", "-m", "neds_rt.children", str(os.getpid()), module,
+             *arguments],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             start_new_session=True,
         )
@@ -143,3 +147,21 @@ class Child:
                     pipe.close()
                 except BrokenPipeError:
                     continue
+
+
+def _end_with_parent(parent: int) -> None:
+    """Ask the kernel for SIGTERM when the parent dies, where there is such a thing."""
+    if sys.platform != "linux":
+        return
+    import ctypes
+
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+    if os.getppid() != parent:  # it died before we asked
+        sys.exit(1)
+
+
+if __name__ == "__main__":  # python -m neds_rt.children PARENT MODULE ARGS...: what `Child` runs
+    _end_with_parent(int(sys.argv[1]))
+    sys.argv = sys.argv[2:]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -5,6 +5,14 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
+from typing import NoReturn
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, as every other error of the commands."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}, see {self.prog} --help\n")
 
 
 def run_command(program: str, commands: dict[str, tuple[str, str]], argv: list[str]) -> int:
@@ -27,7 +35,7 @@ def run_command(program: str, commands: dict[str, tuple[str, str]], argv: list[s
               file=sys.stderr)
         return 2
     module = importlib.import_module(commands[name][0])
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=f"{program} {name}",
         description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -20,7 +20,7 @@ import zmq
 
 from neds_rt.bundle import Manifest
 from neds_rt.children import Child
-from neds_rt.errors import StartError
+from neds_rt.errors import BadInput, StartError
 from neds_rt.player import sample_edge
 from neds_rt.stats import percentiles
 from neds_rt.subscribe import subscribe
@@ -59,6 +59,7 @@ class Target:
     """A server under test and what was seen of it."""
 
     name: str
+    index: int  # which of the sender's sockets it listens to
     child: Child
     socket: zmq.Socket[bytes]
     arrival_us: list[float] = field(default_factory=list)
@@ -70,17 +71,20 @@ class Target:
     @property
     def is_echo(self) -> bool:
         """Whether this is the floor and not an engine."""
-        return self.name == ECHO
+        return self.index == 0
 
 
 class LiveBench:
     """Starts sender, echo and one server an engine; `run` returns the figures.
 
-    `model` is the path of a bundle, `manifest` its manifest. Raises `StartError` when a process
-    does not come up, with what it said.
+    `model` is the path of a bundle, `manifest` its manifest. Raises `BadInput` for a bundle of
+    several probes, `StartError` when a process does not come up, with what it said.
     """
 
     def __init__(self, model: Path, manifest: Manifest, engines: list[str], plan: Plan) -> None:
+        probes = sorted({unit.probe for unit in manifest.units})
+        if len(probes) > 1:
+            raise BadInput(model, "probes", ", ".join(probes), "one: a frame closes a bin here")
         self.manifest = manifest
         self.plan = plan
         self.speed = manifest.bin_size_s / plan.period_s
@@ -102,8 +106,7 @@ class LiveBench:
     def run(self) -> dict[str, Any]:
         """Send all rounds and return `engines`, `echo_us` and `missed`."""
         for target in self.targets:
-            if not target.is_echo:
-                self._fill_window(target)
+            self._fill_window(target)
         size = max(target.message_bytes for target in self.targets)
         self._start_echo(size)
         rounds = -(-self.plan.bins // self.plan.per_round)
@@ -122,7 +125,8 @@ class LiveBench:
         )
         self.uris: list[str] = self.sender.json(START_S)["uris"]
         self.targets: list[Target] = []
-        for engine, uri in zip(engines, self.uris[1:], strict=True):
+        for index, engine in enumerate(engines, start=1):
+            uri = self.uris[index]
             child = self._child(
                 f"server of engine {engine}", "neds_rt", "serve", "--probe", f"{probe}={uri}",
                 "--model", str(model), "--engine", engine, "--out", "tcp://127.0.0.1:*", "--json",
@@ -130,14 +134,14 @@ class LiveBench:
             )
             out = child.ready(START_S)
             socket = subscribe(self._context, out, START_S)
-            self.targets.append(Target(engine, child, socket))
+            self.targets.append(Target(engine, index, child, socket))
 
     def _start_echo(self, reply_bytes: int) -> None:
         child = self._child(
             ECHO, "neds_rt.echo", "--probe", self.uris[0], "--reply-bytes", str(reply_bytes)
         )
         socket = subscribe(self._context, child.json(START_S)["out"], START_S)
-        self.targets.insert(0, Target(ECHO, child, socket))
+        self.targets.insert(0, Target(ECHO, 0, child, socket))
 
     def _child(self, name: str, module: str, *arguments: str) -> Child:
         return self._stack.enter_context(Child(name, module, *arguments))
@@ -173,8 +177,7 @@ class LiveBench:
         self, target: Target, bins: int, speed: float
     ) -> tuple[int, int, list[tuple[bytes, int]]]:
         """Have `bins` sent to one server; return first bin, start of schedule, what came back."""
-        index = 0 if target.is_echo else self.uris.index(self._uri_of(target))
-        self.sender.tell({"target": index, "bins": bins, "speed": speed})
+        self.sender.tell({"target": target.index, "bins": bins, "speed": speed})
         answer = self.sender.json(START_S)
         messages: list[tuple[bytes, int]] = []
         quiet_s = 0.0  # an engine slower than the pace is still waited for, one that ended is not
@@ -191,10 +194,6 @@ class LiveBench:
                 messages.append((raw, arrival))
         self.sender.json(START_S)
         return answer["first_bin"], answer["start_ns"], messages
-
-    def _uri_of(self, target: Target) -> str:
-        engines = [t for t in self.targets if not t.is_echo]
-        return self.uris[1 + engines.index(target)]
 
     def _report(self, size: int, rounds: int) -> dict[str, Any]:
         echo, *engines = self.targets

@@ -18,7 +18,7 @@ from neds.checkpoint import (
     save_checkpoint,
 )
 from neds.config import load_recipe
-from neds.dataset import describe, draw_batch, match, to_recording
+from neds.dataset import describe, draw_batch, match, null_rates, to_recording
 from neds.metrics import r2
 from neds.train import train
 from neds_rt.errors import BadInput
@@ -159,3 +159,9 @@ def test_recipes_load(tmp_path):
         load_recipe("no-such-recipe")
     with pytest.raises(BadInput, match=r"x\.toml"):
         load_recipe(str(tmp_path / "x.toml"))
+
+
+def test_a_unit_silent_in_training_is_given_one_spike_as_its_null():
+    counts = np.zeros((100, 2), np.uint16)
+    counts[::2, 0] = 1
+    np.testing.assert_allclose(null_rates(counts), [0.5, 0.01])

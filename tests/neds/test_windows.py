@@ -1,4 +1,4 @@
-"""Splits in time, scalers and windows."""
+"""Splits in time, and what is fitted on the training part."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from neds.data import Binned
-from neds.data.windows import Scaler, sample_windows, split, units_above
+from neds.data.windows import fit_scaling, split, units_above
 from neds_rt.errors import BadInput
 
 
@@ -78,28 +78,23 @@ def test_parts_never_touch(n, gap, jumps, seed):
     assert abs((test[1] - test[0]) - 0.2 * n) <= 0.05 * n  # moved by a short run at most
 
 
-def test_scaler_sees_only_what_it_is_given():
+def test_scaling_leaves_unknown_rows_out_and_constants_as_they_are():
     values = np.array([[1.0, 5.0], [3.0, 5.0], [np.nan, 5.0]], np.float32)
-    scaler = Scaler.fit("continuous", values)
-    assert scaler.mean.tolist() == [2, 5]
-    assert scaler.sd.tolist() == [1, 1]  # a constant column is left as it is
-    np.testing.assert_allclose(scaler.transform(values)[:2], [[-1, 0], [1, 0]])
-    np.testing.assert_allclose(scaler.inverse(scaler.transform(values)), values)
+    mean, sd = fit_scaling("velocity", "continuous", values)
+    assert mean.tolist() == [2, 5]
+    assert sd.tolist() == [1, 1]
 
 
-def test_circular_becomes_cosine_and_sine():
-    angle = np.linspace(-3, 3, 11, dtype=np.float32)[:, None]
-    scaler = Scaler.fit("circular", angle)
-    out = scaler.transform(angle)
-    assert out.shape == (11, 2)
-    assert scaler.mean.shape == scaler.sd.shape == (2,)
-    np.testing.assert_allclose(out[:, 0], np.cos(angle[:, 0]), rtol=1e-6)
-    np.testing.assert_allclose(scaler.inverse(out), angle, rtol=1e-5)
+@pytest.mark.parametrize(("kind", "length"), [("circular", 2), ("categorical", 0)])
+def test_angles_and_categories_are_not_scaled(kind, length):
+    mean, sd = fit_scaling("b", kind, np.array([[0.0], [1.0], [1.0]], np.float32))
+    assert mean.tolist() == [0.0] * length
+    assert sd.tolist() == [1.0] * length
 
 
-def test_scaler_without_a_known_value():
-    with pytest.raises(BadInput, match="known"):
-        Scaler.fit("continuous", np.full((3, 1), np.nan, np.float32))
+def test_a_behaviour_never_known_is_named():
+    with pytest.raises(BadInput, match="behaviour wheel: training rows"):
+        fit_scaling("wheel", "continuous", np.full((3, 1), np.nan, np.float32))
 
 
 def test_unit_filter_is_fitted_on_the_part():
@@ -111,40 +106,3 @@ def test_unit_filter_is_fitted_on_the_part():
     assert units_above(data, (0, 50), 5.0).tolist() == [0, 2]
     assert units_above(data, (50, 100), 5.1).tolist() == [1]
     assert units_above(data, (0, 50), 0.0).tolist() == [0, 1, 2]
-
-
-@given(
-    seed=st.integers(0, 1000), bins=st.integers(1, 60), across=st.booleans(),
-    lengths=st.lists(st.integers(1, 80), min_size=1, max_size=12),
-)
-def test_windows_stay_in_their_part(seed, bins, across, lengths):
-    rng = np.random.default_rng(seed)
-    runs = [np.arange(length) for length in lengths]
-    offset = np.cumsum([0] + [length + int(rng.integers(1, 30)) for length in lengths[:-1]])
-    data = binned(np.concatenate([run + o for run, o in zip(runs, offset, strict=True)]))
-    first = int(rng.integers(0, len(data)))
-    stop = int(rng.integers(first + 1, len(data) + 1))
-    rows, present = sample_windows(rng, data, (first, stop), 50, bins, across_gaps=across)
-    assert rows.shape == present.shape == (50, bins)
-    assert rows.min() >= first
-    assert rows.max() < stop
-    assert present[:, 0].all()
-    bin_of = data.bin[rows]
-    expected = bin_of[:, :1] + np.arange(bins)
-    np.testing.assert_array_equal(bin_of[present], expected[present])
-    recorded = np.isin(expected, data.bin[first:stop])
-    if across:
-        np.testing.assert_array_equal(present, recorded)
-    else:  # present exactly up to the end of the run
-        assert (np.diff(present.astype(int), axis=1) <= 0).all()
-        contiguous = np.cumprod(recorded, axis=1).astype(bool)
-        np.testing.assert_array_equal(present, contiguous)
-
-
-def test_windows_reach_every_phase():
-    rng = np.random.default_rng(0)
-    rows, present = sample_windows(rng, binned(np.arange(30)), (5, 25), 2000, 10)
-    assert present.all()
-    assert set(rows[:, 0].tolist()) == set(range(5, 16))
-    with pytest.raises(BadInput, match="windows"):
-        sample_windows(rng, binned(np.arange(30)), (5, 5), 1, 10)

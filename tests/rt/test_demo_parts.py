@@ -1,6 +1,10 @@
 """Parts of the demo that need no server: the synthetic probe, the score keeping, the pictures."""
 
 import io
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import msgspec
 import numpy as np
@@ -157,6 +161,31 @@ def test_child_that_fails_says_why():
         pytest.raises(StartError, match=r"broken: ended with code 2.*invalid int value"),
     ):
         child.json(60)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children of their parent")
+def test_child_ends_with_a_parent_that_was_killed():
+    code = (
+        "from neds_rt.children import Child\n"
+        "with Child('s', 'neds_rt.benchsend', '--targets', '1', '--units', '5',"
+        " '--bin-size', '0.02') as child:\n"
+        "    child.json(60)\n"
+        "    print(child.pid, flush=True)\n"
+        "    child.line(600)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
+        pid = int(parent.stdout.readline())
+        status = Path(f"/proc/{pid}/stat")
+        assert "neds_rt.benchsend" in Path(f"/proc/{pid}/cmdline").read_text()
+        parent.kill()
+    for _ in range(400):
+        try:
+            if status.read_text().rpartition(")")[2].split()[0] == "Z":  # ended, not yet collected
+                return
+        except (FileNotFoundError, ProcessLookupError):
+            return
+        time.sleep(0.05)
+    pytest.fail("the child outlived its parent")
 
 
 def test_echo_answers_each_frame_at_the_asked_length():

@@ -174,13 +174,14 @@ def _print(args: argparse.Namespace, report: dict[str, Any]) -> None:
     table = Table(title=f"{report['bins']} bins an engine at {report['bins_per_second']:g} a "
                   f"second, {report['rounds']} interleaved rounds; milliseconds")
     for column in ("engine", "figure", "p50", "p99", "p99.9", "max"):
-        table.add_column(column, justify="left" if column in ("engine", "figure") else "right")
+        words = column in ("engine", "figure")
+        table.add_column(column, justify="left" if words else "right", no_wrap=True)
     table.add_row("echo", "arrival to publish", *summary_line(report, "echo_us"), style="dim")
     for row in report["engines"]:
         for key, label in (("arrival_to_publish_us", "arrival to publish"),
                            ("service_us", "service"), ("step_us", "step, paced"),
                            ("step_hot_us", "step, tight loop")):
-            name = row["engine"] if label == "arrival to publish" else ""
+            name = row["engine"].rpartition(":")[2] if label == "arrival to publish" else ""
             table.add_row(name, label, *summary_line(row, key))
-        table.add_row("", "later than a bin / lost", str(row["late"]), str(row["lost"]))
+        table.add_row("", "a bin late / lost", str(row["late"]), str(row["lost"]))
     Console().print(table)
