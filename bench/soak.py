@@ -58,7 +58,7 @@ def soak(model: Path, engine: str, minutes: float, rate: float, every_s: float) 
     bins = round(minutes * 60 * rate)
     context = zmq.Context()
     sender = Child(
-        "sender", "neds_rt.benchsend", "--targets", "1", "--units", str(len(manifest.units)),
+        "sender", "neds_rt.latency.sender", "--targets", "1", "--units", str(len(manifest.units)),
         "--stream", probe, "--bin-size", repr(manifest.bin_size_s),
     )
     with sender, Child(

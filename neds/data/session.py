@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from neds.data.checks import WHERE, as_floats, frozen, naming, positive
 from neds.data.parts import Behaviour, Counts, Spikes, Units
+from neds_rt.binning import bin_edge, bin_edges, bin_of, bin_spikes
 from neds_rt.errors import BadInput
 
 __all__ = ["Behaviour", "Binned", "Counts", "Session", "Spikes", "Units"]
@@ -185,12 +186,12 @@ class Session:
     def _binned_events(
         self, spikes: Spikes, size: float
     ) -> tuple[NDArray[np.int64], NDArray[np.uint16], NDArray[np.float64]]:
-        from neds_rt.binning import bin_spikes
-
+        if spikes.fs * size < 1:
+            raise BadInput(self.session, "bin_size_s", size, f"a sample or more, {1 / spikes.fs} s")
         rows: list[NDArray[np.int64]] = []
         counts: list[NDArray[np.uint16]] = []
         for start, stop in np.rint(self.intervals * spikes.fs).astype(np.int64):
-            first, after = _whole_bins(int(start), int(stop), spikes.fs * size)
+            first, after = _whole_bins(int(start), int(stop), spikes.fs, size)
             if after <= first:
                 continue
             lo, hi = np.searchsorted(spikes.sample, [start, stop])
@@ -200,20 +201,15 @@ class Session:
         if not rows:
             raise BadInput(self.session, "bin_size_s", size, "a bin that fits into the recording")
         bins = np.concatenate(rows)
-        return bins, np.concatenate(counts), edges(bins + 1, spikes.fs * size) / spikes.fs
+        return bins, np.concatenate(counts), bin_edges(bins + 1, spikes.fs, size) / spikes.fs
 
 
-def edges(bins: NDArray[np.int64], width: float) -> NDArray[np.int64]:
-    """Return the first sample of each bin on a grid of `width` samples a bin (not always whole)."""
-    return np.asarray(np.floor(bins * width + 0.5), dtype=np.int64)
-
-
-def _whole_bins(start: int, stop: int, width: float) -> tuple[int, int]:
+def _whole_bins(start: int, stop: int, fs: float, bin_size_s: float) -> tuple[int, int]:
     """Return [first, after): the bins that lie wholly in the samples [start, stop)."""
-    near = np.arange(int(start / width) - 1, int(start / width) + 3)
-    first = int(near[edges(near, width) >= start][0])
-    near = np.arange(int(stop / width) - 2, int(stop / width) + 3)
-    return max(first, 0), int(near[edges(near, width) <= stop][-1])
+    first = bin_of(start, fs, bin_size_s)
+    if bin_edge(first, fs, bin_size_s) < start:
+        first += 1
+    return max(first, 0), bin_of(stop, fs, bin_size_s)
 
 
 def _slice_events(spikes: Spikes, start_s: float, stop_s: float) -> Spikes:

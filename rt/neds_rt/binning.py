@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from neds_rt import _core
 from neds_rt.errors import BadInput
@@ -43,6 +43,12 @@ def bin_spikes(
 def bin_edge(index: int, fs: float, bin_size_s: float) -> int:
     """Return the first sample of a bin."""
     return int(_core.bin_edge(int(index), float(fs), float(bin_size_s)))
+
+
+def bin_edges(bins: ArrayLike, fs: float, bin_size_s: float) -> NDArray[np.int64]:
+    """Return the first sample of each bin, shaped as `bins`."""
+    index = np.asarray(bins, np.int64)
+    return _core.bin_edges(index.ravel(), float(fs), float(bin_size_s)).reshape(index.shape)
 
 
 def bin_of(sample: int, fs: float, bin_size_s: float) -> int:

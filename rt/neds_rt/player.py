@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 import zmq
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from neds_rt.endpoints import bind, check_endpoint
 from neds_rt.errors import BadInput, StartError
@@ -59,11 +59,6 @@ def endpoint_of(uri: str, *, insecure: bool = False) -> str:
     endpoint = uri.removeprefix("zmq+")
     check_endpoint(uri, endpoint, insecure=insecure)
     return endpoint
-
-
-def sample_edge(bins: ArrayLike, fs: float, bin_size_s: float) -> NDArray[np.int64]:
-    """Return the first sample of each bin on the absolute grid of the sample clock."""
-    return np.floor(np.asarray(bins) * (fs * bin_size_s) + 0.5).astype(np.int64)
 
 
 def empty_spikes(n: int = 0) -> NDArray[np.void]:

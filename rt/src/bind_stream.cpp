@@ -39,6 +39,16 @@ Counts bin_spikes_array(Integers samples, Integers units, std::int64_t n_units, 
   return Counts(out, {static_cast<std::size_t>(n_bins), static_cast<std::size_t>(n_units)}, owner);
 }
 
+using Edges = nb::ndarray<nb::numpy, std::int64_t>;
+
+Edges bin_edges_array(Integers bins, double fs, double bin_size_s) {
+  const BinGrid grid(fs, bin_size_s);
+  auto* out = new std::int64_t[bins.size()];
+  nb::capsule owner(out, [](void* p) noexcept { delete[] static_cast<std::int64_t*>(p); });
+  for (std::size_t i = 0; i < bins.size(); ++i) out[i] = grid.edge(bins.data()[i]);
+  return Edges(out, {bins.size()}, owner);
+}
+
 nb::object parse_header_object(nb::handle data) {
   const Bytes bytes(data);
   SpikeHeader h;
@@ -148,6 +158,7 @@ void bind_stream(nb::module_& m) {
   m.def("bin_edge", [](std::int64_t bin, double fs, double bin_size_s) {
     return BinGrid(fs, bin_size_s).edge(bin);
   }, "bin"_a, "fs"_a, "bin_size_s"_a);
+  m.def("bin_edges", &bin_edges_array, "bins"_a, "fs"_a, "bin_size_s"_a);
   m.def("bin_of", [](std::int64_t sample, double fs, double bin_size_s) {
     if (sample < -kMaxSample || sample > kMaxSample) throw nb::value_error("sample out of range");
     return BinGrid(fs, bin_size_s).bin_of(sample);

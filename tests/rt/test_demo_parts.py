@@ -14,10 +14,10 @@ from rich.console import Console
 
 from neds_rt.bundle import ModalityOut, Shape, random_bundle
 from neds_rt.children import Child
+from neds_rt.demo.plot import bar, curve_dots, plot
 from neds_rt.demo.state import DemoState
 from neds_rt.demo.view import render
 from neds_rt.errors import StartError
-from neds_rt.plot import bar, curve_dots, plot
 from neds_rt.sources.synthetic import synthetic_blocks
 from neds_rt.synthetic import SyntheticAnimal
 from neds_rt.wire import SPIKE_DTYPE, Decode, Value, decode_header
@@ -167,7 +167,7 @@ def test_child_that_fails_says_why():
 def test_child_ends_with_a_parent_that_was_killed():
     code = (
         "from neds_rt.children import Child\n"
-        "with Child('s', 'neds_rt.benchsend', '--targets', '1', '--units', '5',"
+        "with Child('s', 'neds_rt.latency.sender', '--targets', '1', '--units', '5',"
         " '--bin-size', '0.02') as child:\n"
         "    child.json(60)\n"
         "    print(child.pid, flush=True)\n"
@@ -176,7 +176,7 @@ def test_child_ends_with_a_parent_that_was_killed():
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
         pid = int(parent.stdout.readline())
         status = Path(f"/proc/{pid}/stat")
-        assert "neds_rt.benchsend" in Path(f"/proc/{pid}/cmdline").read_text()
+        assert "neds_rt.latency.sender" in Path(f"/proc/{pid}/cmdline").read_text()
         parent.kill()
     for _ in range(400):
         try:
@@ -189,10 +189,10 @@ def test_child_ends_with_a_parent_that_was_killed():
 
 
 def test_echo_answers_each_frame_at_the_asked_length():
-    with Child("sender", "neds_rt.benchsend", "--targets", "1", "--units", "10",
+    with Child("sender", "neds_rt.latency.sender", "--targets", "1", "--units", "10",
                "--bin-size", "0.02") as sender:
         uri = sender.json(60)["uris"][0]
-        with Child("echo", "neds_rt.echo", "--probe", uri, "--reply-bytes", "412") as echo:
+        with Child("echo", "neds_rt.latency.echo", "--probe", uri, "--reply-bytes", "412") as echo:
             context = zmq.Context()
             socket = context.socket(zmq.SUB)
             socket.setsockopt(zmq.RCVTIMEO, 20_000)

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 import zmq
 
+from neds_rt.binning import bin_edges
 from neds_rt.errors import BadInput
-from neds_rt.player import Block, Player, empty_spikes, sample_edge
+from neds_rt.player import Block, Player, empty_spikes
 from neds_rt.sources.replay import bin_axis, blocks, read_recording, spread_counts
 from neds_rt.wire import SPIKE_DTYPE, decode_header
 
@@ -101,7 +102,7 @@ def listen(tmp_path):
 
 
 def binned(spikes, bins, n_units, fs, size):
-    first, after = sample_edge(bins, fs, size), sample_edge(bins + 1, fs, size)
+    first, after = bin_edges(bins, fs, size), bin_edges(bins + 1, fs, size)
     table = np.zeros((len(bins), n_units), int)
     for row, (a, b) in enumerate(zip(first, after, strict=True)):
         inside = (spikes["sample"] >= a) & (spikes["sample"] < b)

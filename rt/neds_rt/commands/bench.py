@@ -132,7 +132,7 @@ def _measure(
 ) -> dict[str, Any]:
     import msgspec
 
-    from neds_rt.livebench import LiveBench, Plan, hot_steps
+    from neds_rt.latency.rounds import LiveBench, Plan, hot_steps
     from neds_rt.machine import machine_facts
 
     engines = args.engine.split(",")
@@ -169,7 +169,7 @@ def _print(args: argparse.Namespace, report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from neds_rt.livebench import summary_line
+    from neds_rt.latency.rounds import summary_line
 
     table = Table(title=f"{report['bins']} bins an engine at {report['bins_per_second']:g} a "
                   f"second, {report['rounds']} interleaved rounds; milliseconds")

@@ -97,8 +97,8 @@ def _range(
     args: argparse.Namespace, recording: Recording, manifest: Manifest | None
 ) -> tuple[int, int, int | None]:
     """Return the first sample, one past the last, and the first bin if a bin size is known."""
+    from neds_rt.binning import bin_edges
     from neds_rt.errors import BadInput
-    from neds_rt.player import sample_edge
     from neds_rt.sources.replay import bin_axis
 
     own = recording.bin_size_s
@@ -115,13 +115,13 @@ def _range(
             raise BadInput(option, "percentage", text, "0% to 100%, with --model or --bin-size")
         row = min(int(number / 100 * len(bins)), len(bins) - 1)
         edge = bins[row] + (number == 100)
-        return int(sample_edge(edge, recording.fs, size))
+        return int(bin_edges(edge, recording.fs, size))
 
     t0, t1 = int(recording.spans[0, 0]), int(recording.spans[-1, 1])
     if args.from_bin is not None:
         if size is None:
             raise BadInput("--from-bin", "bin size", "none known", "--model or --bin-size")
-        t0 = max(t0, int(sample_edge(args.from_bin, recording.fs, size)))
+        t0 = max(t0, int(bin_edges(args.from_bin, recording.fs, size)))
     elif args.start is not None:
         t0 = max(t0, sample("--from", args.start))
     if args.stop is not None:
@@ -132,7 +132,7 @@ def _range(
                        f"times inside the recording, which ends at {end:.3f} s")
     if bins is None or size is None:
         return t0, t1, None
-    later = bins[sample_edge(bins, recording.fs, size) >= t0]
+    later = bins[bin_edges(bins, recording.fs, size) >= t0]
     return t0, t1, int(later[0]) if len(later) else None
 
 

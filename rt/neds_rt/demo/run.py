@@ -16,13 +16,13 @@ from typing import Any
 
 import zmq
 
+from neds_rt.binning import bin_edges
 from neds_rt.bundle import Manifest, read_bundle
 from neds_rt.children import Child
 from neds_rt.demo import ANIMAL, SESSION
 from neds_rt.demo.state import DemoState
 from neds_rt.errors import BadInput, StartError
 from neds_rt.machine import machine_facts
-from neds_rt.player import sample_edge
 from neds_rt.subscribe import subscribe
 from neds_rt.synthetic import FS, SyntheticAnimal
 from neds_rt.synthetic_task import STEP_S
@@ -71,7 +71,7 @@ def report(
 ) -> dict[str, Any]:
     """Return the fields of `neds-rt demo --json`."""
     last = int(played.get("last_watermark", 0))
-    edges = sample_edge(range(state.bins + 1), FS, manifest.bin_size_s)
+    edges = bin_edges(range(state.bins + 1), FS, manifest.bin_size_s)
     expected = int((edges[1:] <= last).sum())
     return {
         "decodes": state.decodes,

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from neds_rt.binning import bin_edges
 from neds_rt.bundle import Manifest, ModalityOut
-from neds_rt.player import sample_edge
 from neds_rt.stats import percentiles
 from neds_rt.synthetic import FS, SyntheticAnimal
 from neds_rt.wire import Decode, Value
@@ -65,7 +65,7 @@ class DemoState:
 
     def due_ns(self) -> NDArray[np.int64]:
         """Monotonic time at which each bin's last spike was due to be sent, (T,)."""
-        edges = sample_edge(np.arange(1, self.bins + 1), FS, self.manifest.bin_size_s)
+        edges = bin_edges(np.arange(1, self.bins + 1), FS, self.manifest.bin_size_s)
         return np.asarray(self.start_ns + edges * (1e9 / FS), np.int64)
 
     def spike_to_publish_us(self) -> NDArray[np.float64]:

@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from neds_rt.bundle import ModalityOut
+from neds_rt.demo.plot import bar, plot
 from neds_rt.demo.state import DemoState
-from neds_rt.plot import bar, plot
 from neds_rt.stats import percentiles
 
 ROWS = 6

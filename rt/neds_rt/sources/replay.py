@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from neds_rt.binning import bin_edges
 from neds_rt.errors import BadInput, StartError
-from neds_rt.player import Block, empty_spikes, sample_edge
+from neds_rt.player import Block, empty_spikes
 
 SCHEMA = "neds-session-1"
 COUNTS_FS = 30_000.0  # sample clock given to sessions that have none of their own
@@ -81,8 +82,8 @@ class CountRecording:
         self._counts = np.zeros((len(bins), units.n_units), np.uint16)
         played = np.flatnonzero(units.index >= 0)
         self._counts[:, units.index[played]] = counts[:, played]
-        self._start = sample_edge(bins, self.fs, bin_size_s)
-        self._end = sample_edge(bins + 1, self.fs, bin_size_s)
+        self._start = bin_edges(bins, self.fs, bin_size_s)
+        self._end = bin_edges(bins + 1, self.fs, bin_size_s)
         breaks = np.flatnonzero(np.diff(bins) != 1) + 1
         self.spans = np.stack(
             [self._start[np.r_[0, breaks]], self._end[np.r_[breaks, len(bins)] - 1]], axis=1
@@ -131,8 +132,8 @@ def bin_axis(recording: Recording, bin_size_s: float) -> NDArray[np.int64]:
     parts = []
     for start, end in recording.spans.tolist():
         bins = np.arange(int(start / width) - 1, int(end / width) + 2)
-        first = sample_edge(bins, recording.fs, bin_size_s)
-        after = sample_edge(bins + 1, recording.fs, bin_size_s)
+        first = bin_edges(bins, recording.fs, bin_size_s)
+        after = bin_edges(bins + 1, recording.fs, bin_size_s)
         parts.append(bins[(first >= max(start, 0)) & (after <= end)])
     return np.concatenate([np.zeros(0, np.int64), *parts])
 

@@ -1,6 +1,6 @@
 """Time of an engine's step in a tight loop, in its own process: the figure a rig does not see.
 
-    python -m neds_rt.hotstep --model X.neds --engine native
+    python -m neds_rt.latency.hot_step --model X.neds --engine native
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from neds_rt.binning import bin_edges
 from neds_rt.player import Block, Player
 from neds_rt.wire import SPIKE_DTYPE
 
@@ -40,9 +41,8 @@ def bin_blocks(
     pool: list[NDArray[np.void]], first: int, n: int, fs: float, bin_size_s: float
 ) -> Iterator[Block]:
     """Yield one block for each of the bins `first` to `first + n - 1`."""
-    width = fs * bin_size_s
-    for k in range(first, first + n):
-        start, after = int(k * width + 0.5), int((k + 1) * width + 0.5)
+    edges = bin_edges(np.arange(first, first + n + 1), fs, bin_size_s).tolist()
+    for k, start, after in zip(range(first, first + n), edges, edges[1:], strict=False):
         spikes = pool[k % POOL].copy()
         spikes["sample"] += start
         yield Block(start, after, spikes)

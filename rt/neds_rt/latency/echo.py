@@ -3,7 +3,7 @@
 Receives spike messages from a source and publishes, for each, a message as long as a decode that
 names the frame by number. What it takes is what ZeroMQ, the kernel and Python take.
 
-    python -m neds_rt.echo --probe zmq+tcp://127.0.0.1:5570 --reply-bytes 300
+    python -m neds_rt.latency.echo --probe zmq+tcp://127.0.0.1:5570 --reply-bytes 300
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def serve(probe: str, out: str, reply_bytes: int) -> None:
     padding = b"\0" * max(0, reply_bytes - len(encode({"bin": 1 << 32, "pad": b"\0" * 300})) + 300)
     try:
         while True:
-            header, _payload = source.recv_multipart()
+            header = source.recv(copy=False).bytes
+            source.recv(copy=False)  # the payload, taken as the server takes it
             sink.send(encode({"bin": decode_header(header).seq, "pad": padding}))
     except KeyboardInterrupt:
         context.destroy(linger=0)

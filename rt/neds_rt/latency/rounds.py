@@ -18,10 +18,10 @@ import msgspec
 import numpy as np
 import zmq
 
+from neds_rt.binning import bin_edges
 from neds_rt.bundle import Manifest
 from neds_rt.children import Child
 from neds_rt.errors import BadInput, StartError
-from neds_rt.player import sample_edge
 from neds_rt.stats import percentiles
 from neds_rt.subscribe import subscribe
 
@@ -119,7 +119,7 @@ class LiveBench:
     def _start(self, model: Path, engines: list[str]) -> None:
         probe = self.manifest.units[0].probe
         self.sender = self._child(
-            "sender", "neds_rt.benchsend", "--targets", str(len(engines) + 1),
+            "sender", "neds_rt.latency.sender", "--targets", str(len(engines) + 1),
             "--units", str(len(self.manifest.units)), "--stream", probe, "--fs", str(FS),
             "--bin-size", repr(self.manifest.bin_size_s), "--rate-hz", str(self.plan.rate_hz),
         )
@@ -138,7 +138,7 @@ class LiveBench:
 
     def _start_echo(self, reply_bytes: int) -> None:
         child = self._child(
-            ECHO, "neds_rt.echo", "--probe", self.uris[0], "--reply-bytes", str(reply_bytes)
+            ECHO, "neds_rt.latency.echo", "--probe", self.uris[0], "--reply-bytes", str(reply_bytes)
         )
         socket = subscribe(self._context, child.json(START_S)["out"], START_S)
         self.targets.insert(0, Target(ECHO, 0, child, socket))
@@ -159,7 +159,7 @@ class LiveBench:
         first, start_ns, messages = self._send(target, bins + SETTLE, speed)
         width = (FS, self.manifest.bin_size_s)
         counted = np.arange(first + SETTLE, first + SETTLE + bins)
-        samples = sample_edge(counted + 1, *width) - sample_edge(first, *width)
+        samples = bin_edges(counted + 1, *width) - bin_edges(first, *width)
         due = start_ns + (samples * (1e9 / (FS * speed))).astype(np.int64)
         due_ns = dict(zip(counted.tolist(), due.tolist(), strict=True))
         for raw, arrival_ns in messages:
@@ -228,7 +228,8 @@ def hot_steps(
     found = {}
     for engine in engines:
         with Child(
-            f"step loop of {engine}", "neds_rt.hotstep", "--model", str(model), "--engine", engine,
+            f"step loop of {engine}", "neds_rt.latency.hot_step",
+            "--model", str(model), "--engine", engine,
             "--rate-hz", str(rate_hz), "--limit-s", str(limit_s),
         ) as child:
             found[engine] = child.json(START_S + limit_s)
