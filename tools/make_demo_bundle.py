@@ -53,8 +53,8 @@ def main() -> int:
     """Parse options and make the bundle."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=BUNDLE, help="file to write")
-    parser.add_argument("--seconds", type=float, default=1200.0, help="length of the recording")
-    parser.add_argument("--steps", type=int, default=2000, help="training steps")
+    parser.add_argument("--seconds", type=float, default=900.0, help="length of the recording")
+    parser.add_argument("--steps", type=int, default=600, help="training steps")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of the training")
     args = parser.parse_args()
     make(args.out, args.seconds, args.steps, args.threads)
