@@ -93,7 +93,7 @@ def model_bars(scores: Mapping[str, Mapping[str, Sequence[float]]], ylabel: str)
             axis.plot([at] * len(values), values, ".", color="black", ms=3)
     axis.set_xticks(range(len(scores)), list(scores), rotation=20, ha="right", fontsize=8)
     axis.set_ylabel(ylabel)
-    axis.legend(frameon=False, ncols=len(models))
+    axis.legend(frameon=False, ncols=len(models), loc="lower left", bbox_to_anchor=(0, 1))
     return figure
 
 
