@@ -25,7 +25,7 @@ import torch
 from neds.baselines import GruConfig, gru_part, ridge, train_gru
 from neds.config import RunConfig, load_recipe
 from neds.data.presets import read_preset
-from neds.dataset import Recording, describe, to_recording
+from neds.dataset import Recording, describe, fit_bins, to_recording
 from neds.evaluate import decode_part, encode_part
 from neds.metrics import bits_per_spike, score
 from neds.train import train
@@ -77,7 +77,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--models", default="all", help="comma-separated, of: ridge, gru, neds")
     parser.add_argument("--sessions", default="", help="comma-separated parts of file names (all)")
     parser.add_argument("--behaviours", default="", help="comma-separated behaviours (recipe's)")
-    parser.add_argument("--recipe", default="single")
+    parser.add_argument("--recipe", default=None,
+                        help="packaged recipe or TOML file (indy for its preset, else single)")
     parser.add_argument("--set", action="append", default=[], metavar="TABLE.FIELD=VALUE")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
@@ -110,7 +111,9 @@ def wanted_models(args: argparse.Namespace) -> tuple[str, ...]:
 def within(path: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows of one session, all models and seeds."""
     session = read_preset(path, args.preset)
-    config = load_recipe(args.recipe, recipe_overrides(session, args))
+    config = load_recipe(recipe_of(args), recipe_overrides(args))
+    if not any(item.startswith("data.bin_size_s=") for item in args.set):
+        config = fit_bins(config, session)
     binned, state = describe(session, config.data, config.model.window)
     recording = to_recording(binned, state)
     rows = []
@@ -126,13 +129,15 @@ def within(path: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def recipe_overrides(session: Any, args: argparse.Namespace) -> list[str]:
-    """The command line's overrides, with the bin size of a binned recording filled in."""
-    from neds.data.session import Counts
+def recipe_of(args: argparse.Namespace) -> str:
+    """The recipe asked for, else the one made for the preset, else the general one."""
+    named = "indy" if args.preset == "indy" else "single"
+    return args.recipe or named
 
+
+def recipe_overrides(args: argparse.Namespace) -> list[str]:
+    """The command line's overrides of the recipe."""
     overrides = list(args.set)
-    if isinstance(session.spikes, Counts):
-        overrides.append(f"data.bin_size_s={session.spikes.bin_size_s}")
     if args.behaviours:
         overrides.append(f"data.behaviours={json.dumps(args.behaviours.split(','))}")
     return overrides

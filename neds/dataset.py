@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from neds.checkpoint import BehaviourState, SessionState
-from neds.config import DataConfig
+from neds.config import DataConfig, RunConfig
 from neds.data.checks import naming
-from neds.data.session import Binned, Session
+from neds.data.session import Binned, Counts, Session
 from neds.data.windows import fit_scaling, split, units_above
 from neds.model import encode_behaviour
 from neds_rt.bundle import Unit
@@ -61,6 +62,27 @@ class Batch:
     encoded: list[Tensor]
     known: Tensor
     there: Tensor  # False where a sequence runs past the end of its recording
+
+
+def fit_bins(config: RunConfig, session: Session) -> RunConfig:
+    """The recipe on the bins that a binned recording comes in, its windows as long in seconds.
+
+    A recording of spike events, or one in the recipe's own bins, leaves the recipe as it is.
+    """
+    if not isinstance(session.spikes, Counts):
+        return config
+    size, was = session.spikes.bin_size_s, config.data.bin_size_s
+    if abs(size - was) <= 1e-9 * size:
+        return config
+    window = max(1, round(config.model.window * was / size))
+    bins = max(window, round(config.train.bins * was / size))
+    replace = msgspec.structs.replace
+    return replace(
+        config,
+        data=replace(config.data, bin_size_s=size),
+        model=replace(config.model, window=window),
+        train=replace(config.train, bins=window if config.model.form == "window" else bins),
+    )
 
 
 def describe(session: Session, config: DataConfig, gap_bins: int) -> tuple[Binned, SessionState]:

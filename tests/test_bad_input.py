@@ -161,3 +161,12 @@ def test_wrong_words_on_the_command_line(capsys, tmp_path):
         error = capsys.readouterr().err
         assert error.count("\n") == 1
         assert words[-1] in error
+
+
+def test_the_bin_size_of_a_binned_recording_is_not_overridden(capsys, tmp_path):
+    path = tmp_path / "made.h5"
+    write_session(make_session(bins=400), path)
+    line = refused(capsys, neds, "train", path, "--recipe", "smoke", "--out", tmp_path / "ckpt",
+                   "--set", "data.bin_size_s=0.02")
+    assert "0.05" in line
+    assert not (tmp_path / "ckpt").exists()

@@ -7,6 +7,11 @@ example:
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from neds.config import RunConfig
+    from neds.data.session import Session
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,9 +61,12 @@ def run(args: argparse.Namespace) -> int:
         torch.set_num_threads(args.threads)
     out = Path(args.out).absolute()
     check_writable(out)
+    sessions = [read_session(Path(path)) for path in args.sessions]
+    if not any(item.startswith("data.bin_size_s=") for item in overrides):
+        config = _on_its_bins(config, sessions[0])
     recordings = []
-    for path in args.sessions:
-        binned, state = describe(read_session(Path(path)), config.data, config.model.window)
+    for session in sessions:
+        binned, state = describe(session, config.data, config.model.window)
         recordings.append(to_recording(binned, state))
     with open_log(out.with_name(out.name + ".log.jsonl")) as log:
         result = train(config, recordings, log, progress=not args.json)
@@ -93,3 +101,17 @@ def run(args: argparse.Namespace) -> int:
               f"{result.seconds:.0f} s, {parameters['backbone']:,} backbone + "
               f"{parameters['stitchers']:,} stitcher parameters")
     return 0
+
+
+def _on_its_bins(config: RunConfig, session: Session) -> RunConfig:
+    """Fit the recipe to a binned recording, and say so when that changes it."""
+    import sys
+
+    from neds.dataset import fit_bins
+
+    fitted = fit_bins(config, session)
+    if fitted != config:
+        print(f"{session.session} comes in bins of {fitted.data.bin_size_s} s, the recipe has "
+              f"{config.data.bin_size_s}: window {config.model.window} -> {fitted.model.window} "
+              f"bins, sequences {config.train.bins} -> {fitted.train.bins}", file=sys.stderr)
+    return fitted

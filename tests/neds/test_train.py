@@ -18,7 +18,7 @@ from neds.checkpoint import (
     save_checkpoint,
 )
 from neds.config import load_recipe
-from neds.dataset import describe, draw_batch, match, null_rates, to_recording
+from neds.dataset import describe, draw_batch, fit_bins, match, null_rates, to_recording
 from neds.metrics import r2
 from neds.train import train
 from neds_rt.errors import BadInput
@@ -165,3 +165,15 @@ def test_a_unit_silent_in_training_is_given_one_spike_as_its_null():
     counts = np.zeros((100, 2), np.uint16)
     counts[::2, 0] = 1
     np.testing.assert_allclose(null_rates(counts), [0.5, 0.01])
+
+
+def test_a_recipe_is_fitted_to_the_bins_of_a_binned_recording():
+    session = make_session()  # bins of 50 ms
+    recipe = load_recipe("single")
+    fitted = fit_bins(recipe, session)
+    assert fitted.data.bin_size_s == 0.05
+    assert (recipe.model.window, fitted.model.window) == (75, 30)
+    assert (recipe.train.bins, fitted.train.bins) == (150, 60)
+    assert fit_bins(fitted, session) == fitted
+    window = load_recipe("single", ["model.form=window", "model.window=150"])
+    assert fit_bins(window, session).train.bins == fit_bins(window, session).model.window
