@@ -24,7 +24,7 @@ import torch
 
 from neds.baselines import GruConfig, gru_part, ridge, train_gru
 from neds.config import RunConfig, load_recipe
-from neds.data.presets import read_preset
+from neds.data.presets import guess_preset, read_preset
 from neds.dataset import Recording, describe, fit_bins, to_recording
 from neds.evaluate import decode_part, encode_part
 from neds.metrics import bits_per_spike, score
@@ -72,7 +72,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="directory of .npz archives")
-    parser.add_argument("--preset", default="indy", help="how to read them (indy)")
+    parser.add_argument("--preset", default=None,
+                        help="how to read them (by the arrays they hold)")
     parser.add_argument("--protocol", choices=("within",), default="within")
     parser.add_argument("--models", default="all", help="comma-separated, of: ridge, gru, neds")
     parser.add_argument("--sessions", default="", help="comma-separated parts of file names (all)")
@@ -110,8 +111,9 @@ def wanted_models(args: argparse.Namespace) -> tuple[str, ...]:
 
 def within(path: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Rows of one session, all models and seeds."""
-    session = read_preset(path, args.preset)
-    config = load_recipe(recipe_of(args), recipe_overrides(args))
+    preset = args.preset or guess_preset(path)
+    session = read_preset(path, preset)
+    config = load_recipe(args.recipe or recipe_for(preset), recipe_overrides(args))
     if not any(item.startswith("data.bin_size_s=") for item in args.set):
         config = fit_bins(config, session)
     binned, state = describe(session, config.data, config.model.window)
@@ -129,10 +131,9 @@ def within(path: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
-def recipe_of(args: argparse.Namespace) -> str:
-    """The recipe asked for, else the one made for the preset, else the general one."""
-    named = "indy" if args.preset == "indy" else "single"
-    return args.recipe or named
+def recipe_for(preset: str) -> str:
+    """The recipe made for a preset, else the general one."""
+    return "indy" if preset == "indy" else "single"
 
 
 def recipe_overrides(args: argparse.Namespace) -> list[str]:

@@ -114,9 +114,12 @@ def training_loss(
 ) -> Tensor:
     """Loss of one freshly drawn and masked batch."""
     knobs = config.train
-    batch = draw_batch(recording, knobs.batch, knobs.bins, generator)
+    bins = knobs.bins
+    if config.model.form == "stream":  # padding past the longest trial would teach nothing
+        bins = min(bins, max(b - a for a, b in recording.runs_within("train")))
+    batch = draw_batch(recording, knobs.batch, bins, generator)
     n_behaviours = len(recording.encoded)
-    masks = draw_masks(config.masking, knobs.batch, n_behaviours, knobs.bins, generator)
+    masks = draw_masks(config.masking, knobs.batch, n_behaviours, bins, generator)
     counts = drop_units(batch.counts, knobs.unit_dropout, generator)
     model.train()
     log_rates, outputs = model(

@@ -52,6 +52,20 @@ def read_preset(path: Path, preset: str) -> Session:
     return read_arrays(path, load_mapping(FOLDER / f"{name}.toml"), arrays)
 
 
+MARKS = {"indy": "finger_velocity_cm_s", "steinmetz": "brain_area", "place-cells": "position_xy"}
+"""An array that only archives of this preset have."""
+
+
+def guess_preset(path: Path) -> str:
+    """Return the preset whose mark an archive bears; raises `BadInput` when it bears none."""
+    names = load_archive(path)
+    for preset, mark in MARKS.items():
+        if mark in names:
+            return preset
+    raise BadInput(path, "arrays", ", ".join(sorted(names))[:100],
+                   f"one of {', '.join(MARKS.values())}, or --preset")
+
+
 def _as_it_is(mapping: str) -> Callable[[Arrays], Derived]:
     return lambda arrays: (mapping, arrays)
 
