@@ -24,10 +24,14 @@ Floats = NDArray[np.floating]
 
 def save(figure: Any, path: Path) -> None:
     """Write a figure under its final name only when it is whole. Raises as `check_picture`."""
+    import matplotlib as mpl
+
     check_picture(path)
     staged = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
-        figure.savefig(staged, dpi=150, bbox_inches="tight")
+        # Text stays text: an SVG with glyphs as paths is ten times the size and cannot be searched.
+        with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "neds"}):
+            figure.savefig(staged, dpi=150, bbox_inches="tight")
         staged.replace(path)
     except OSError as error:
         raise BadInput(path, "picture", error.strerror, "a file that can be written") from error

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import zmq
 
 TRANSPORTS = ("tcp", "ipc")
+SCHEMES = tuple(f"zmq+{name}://" for name in TRANSPORTS)
 
 
 def check_endpoint(where: str, endpoint: str, *, insecure: bool = False) -> None:
@@ -31,6 +32,15 @@ def check_endpoint(where: str, endpoint: str, *, insecure: bool = False) -> None
     if not insecure and not is_loopback(host):
         expected = "a loopback address such as 127.0.0.1, or --insecure"
         raise BadInput(where, "endpoint", repr(endpoint), expected)
+
+
+def endpoint_of(where: str, uri: str, *, insecure: bool = False) -> str:
+    """Return the ZeroMQ endpoint of a `zmq+tcp://...` or `zmq+ipc://...` URI; raises `BadInput`."""
+    if not uri.startswith(SCHEMES):
+        raise BadInput(where, "URI scheme", uri.partition("://")[0], f"one of {', '.join(SCHEMES)}")
+    endpoint = uri.removeprefix("zmq+")
+    check_endpoint(where, endpoint, insecure=insecure)
+    return endpoint
 
 
 def is_loopback(host: str) -> bool:

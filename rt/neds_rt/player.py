@@ -17,13 +17,12 @@ import numpy as np
 import zmq
 from numpy.typing import NDArray
 
-from neds_rt.endpoints import bind, check_endpoint
+from neds_rt.endpoints import bind, endpoint_of
 from neds_rt.errors import BadInput, StartError
 from neds_rt.stats import percentiles
 from neds_rt.wire import SPIKE_DTYPE, WIRE_VERSION, SpikeHeader, encode_spikes
 
 STALL_S = 30.0  # a subscriber that takes nothing for so long ends the play
-SCHEMES = ("zmq+tcp://", "zmq+ipc://")
 
 
 class Block(NamedTuple):
@@ -50,15 +49,6 @@ class Played(NamedTuple):
         fields = self._asdict()
         late = fields.pop("late_us")
         return fields | {"late_us": percentiles(late)}
-
-
-def endpoint_of(uri: str, *, insecure: bool = False) -> str:
-    """Return the ZeroMQ endpoint of `zmq+tcp://...` or `zmq+ipc://...`; raises `BadInput`."""
-    if not uri.startswith(SCHEMES):
-        raise BadInput(uri, "URI scheme", uri.partition("://")[0], f"one of {', '.join(SCHEMES)}")
-    endpoint = uri.removeprefix("zmq+")
-    check_endpoint(uri, endpoint, insecure=insecure)
-    return endpoint
 
 
 def empty_spikes(n: int = 0) -> NDArray[np.void]:
@@ -89,7 +79,7 @@ class Player:
         self._socket.setsockopt(zmq.SNDTIMEO, int(STALL_S * 1000))
         self._socket.setsockopt(zmq.LINGER, int(STALL_S * 1000))
         try:
-            endpoint = bind(uri, self._socket, endpoint_of(uri, insecure=insecure))
+            endpoint = bind(uri, self._socket, endpoint_of(uri, uri, insecure=insecure))
         except BadInput:
             self._context.destroy(linger=0)
             raise

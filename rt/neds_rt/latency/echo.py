@@ -15,7 +15,7 @@ import sys
 import msgspec
 import zmq
 
-from neds_rt.player import endpoint_of
+from neds_rt.endpoints import endpoint_of
 from neds_rt.wire import decode_header
 
 
@@ -25,7 +25,7 @@ def serve(probe: str, out: str, reply_bytes: int) -> None:
     source = context.socket(zmq.SUB)
     source.setsockopt(zmq.RCVHWM, 0)
     source.subscribe(b"")
-    source.connect(endpoint_of(probe))
+    source.connect(endpoint_of(probe, probe))
     sink = context.socket(zmq.PUB)
     sink.setsockopt(zmq.LINGER, 0)
     sink.bind(out)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zmq
 
-from neds_rt.endpoints import check_endpoint
+from neds_rt.endpoints import endpoint_of
 from neds_rt.errors import BadInput
 from neds_rt.sources.frame import Frame
 
@@ -20,8 +20,7 @@ class ZmqSource:
 
     def __init__(self, name: str, uri: str, *, insecure: bool = False) -> None:
         self.name, self.uri = name, uri
-        endpoint = uri.removeprefix("zmq+")
-        check_endpoint(f"--probe {name}", endpoint, insecure=insecure)
+        endpoint = endpoint_of(f"--probe {name}", uri, insecure=insecure)
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
         self._socket.setsockopt(zmq.RCVHWM, RECEIVE_QUEUE)
         self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_PART_BYTES)
