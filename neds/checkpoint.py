@@ -51,6 +51,7 @@ class SessionState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     behaviours: list[BehaviourState]
     null_rates: list[float]  # mean count per bin on the training part
     split: dict[str, list[int]]  # part -> [first row, one past the last] on the session's bins
+    trials: dict[str, list[int]] | None = None  # random split: part -> its runs; split says nothing
 
     @property
     def spec(self) -> SessionSpec:

@@ -19,7 +19,7 @@ from neds.checkpoint import BehaviourState, SessionState
 from neds.config import DataConfig, RunConfig
 from neds.data.checks import naming
 from neds.data.session import Binned, Counts, Session
-from neds.data.windows import fit_scaling, split, units_above
+from neds.data.windows import fit_scaling, split, split_trials, units_above
 from neds.model import encode_behaviour
 from neds_rt.bundle import Unit
 from neds_rt.errors import BadInput
@@ -43,15 +43,24 @@ class Recording:
     runs: NDArray[np.int64]
 
     def part(self, name: str) -> tuple[int, int]:
-        """Row range [first, stop) of "train", "val" or "test"."""
+        """Row range [first, stop) of "train", "val" or "test"; `BadInput` if split at random."""
+        if self.state.trials is not None:
+            raise BadInput(self.state.session, f"{name} part", "trials split at random",
+                           "data.split = 'blocked', which gives parts in time")
         first, stop = self.state.split[name]
         return first, stop
 
     def runs_within(self, name: str) -> list[tuple[int, int]]:
         """The runs of consecutive bins, cut to one part; empty ones left out."""
+        if self.state.trials is not None:
+            return [(a, b) for a, b in self.runs[self.state.trials[name]].tolist()]
         first, stop = self.part(name)
         cut = [(max(a, first), min(b, stop)) for a, b in self.runs.tolist()]
         return [(a, b) for a, b in cut if b > a]
+
+    def rows(self, name: str) -> NDArray[np.int64]:
+        """The rows of one part, (n,) int64."""
+        return np.concatenate([np.arange(a, b) for a, b in self.runs_within(name)])
 
 
 @dataclass(frozen=True)
@@ -98,9 +107,8 @@ def describe(session: Session, config: DataConfig, gap_bins: int) -> tuple[Binne
         session.behaviour(name)  # refuses an unknown name, listing those there are
     binned = session.binned(config.bin_size_s)
     with naming(session.session):
-        parts = split(binned, config.fractions, gap_bins)
-    train = slice(*parts.train)
-    keep = units_above(binned, parts.train, config.min_rate_hz)
+        parts, trials, train = _parts(binned, session.session, config, gap_bins)
+    keep = units_above(binned, train, config.min_rate_hz)
     if not keep.size:
         raise BadInput(session.session, "data.min_rate_hz", config.min_rate_hz,
                        "a rate that some unit reaches on the training part")
@@ -108,7 +116,7 @@ def describe(session: Session, config: DataConfig, gap_bins: int) -> tuple[Binne
     for name in names:
         behaviour = session.behaviours[name]
         with naming(session.session):
-            mean, sd = fit_scaling(name, behaviour.kind, binned.values[name][train])
+            mean, sd = fit_scaling(name, behaviour.kind, binned.values[name][train], config.scaling)
         states.append(BehaviourState(
             name=name, kind=behaviour.kind, width=behaviour.width,
             classes=list(behaviour.classes), unit=behaviour.unit,
@@ -121,9 +129,23 @@ def describe(session: Session, config: DataConfig, gap_bins: int) -> tuple[Binne
         unit_rows=keep.tolist(),
         behaviours=states,
         null_rates=null_rates(binned.counts[train][:, keep]).tolist(),
-        split={"train": list(parts.train), "val": list(parts.val), "test": list(parts.test)},
+        split=parts,
+        trials=trials,
     )
     return binned, state
+
+
+def _parts(
+    binned: Binned, session: str, config: DataConfig, gap_bins: int
+) -> tuple[dict[str, list[int]], dict[str, list[int]] | None, slice | NDArray[np.int64]]:
+    """The split as `SessionState` keeps it, its trials if drawn at random, and training rows."""
+    if config.split == "random":
+        trials = split_trials(binned, session, config.fractions, config.split_seed)
+        runs = binned.runs()[trials["train"]]
+        everything = {part: [0, len(binned)] for part in trials}
+        return everything, trials, np.concatenate([np.arange(a, b) for a, b in runs])
+    parts = split(binned, config.fractions, gap_bins)
+    return {k: list(v) for k, v in parts._asdict().items()}, None, slice(*parts.train)
 
 
 def null_rates(counts: NDArray[np.uint16]) -> NDArray[np.float64]:
