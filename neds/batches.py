@@ -63,7 +63,7 @@ class Sampler:
 
     def rows(self, generator: torch.Generator) -> list[tuple[Recording, Tensor, Tensor]]:
         """Draw sessions, and of each rows (B / G, T) and whether they are there."""
-        sizes = torch.tensor([float(r.part("train")[1] - r.part("train")[0])
+        sizes = torch.tensor([float(sum(b - a for a, b in r.runs_within("train")))
                               for r in self.recordings])
         picked = torch.multinomial(sizes, self.sessions, generator=generator).tolist()
         share = self.batch // self.sessions

@@ -130,7 +130,9 @@ class EncoderLayer(nn.Module):
             dropout_p=self.rate if self.training else 0.0,
         )
         x = x + self.out(self.dropout(mixed.transpose(1, 2).flatten(2)))
-        return x + self.dropout(self.down(F.gelu(self.up(self.norm2(x)))))
+        hidden = F.gelu(self.up(self.norm2(x)))
+        out: Tensor = x + self.dropout(self.down(hidden))
+        return out
 
 
 def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

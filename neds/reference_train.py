@@ -55,16 +55,9 @@ def train_reference(
     generator = torch.Generator().manual_seed(knobs.seed)
     best, kept = -math.inf, None
     for step, batch in enumerate(draw_trials(sets, knobs, model.n_units, generator), start=1):
-        model.train()
-        masks = draw_reference_masks(config, len(batch.session), len(batch.behaviours), generator)
-        loss, _ = step_loss(model, to_device(batch, device), masks.to(torch.device(device)))
+        loss = make_step(model, optimiser, schedule, batch, generator)
         if not math.isfinite(loss.item()):
             raise BadInput("reference", f"loss at step {step}", loss.item(), "a finite one")
-        optimiser.zero_grad(set_to_none=True)
-        if loss.requires_grad:  # not so when nothing of a batch is hidden
-            loss.backward()
-        optimiser.step()
-        schedule.step()
         if knobs.validate_every and (step % knobs.validate_every == 0 or step == knobs.steps):
             value = mean_score(model, sets, "val")
             if value > best:
@@ -72,6 +65,23 @@ def train_reference(
     if kept is not None:
         model.load_state_dict(kept)
     return model.eval()
+
+
+def make_step(
+    model: ReferenceNeds, optimiser: torch.optim.AdamW, schedule: OneCycle, batch: ReferenceBatch,
+    generator: torch.Generator,
+) -> Tensor:
+    """One training step on a batch, masks drawn from `generator`; returns its loss."""
+    model.train()
+    device = model.mask_token.device
+    masks = draw_reference_masks(model.config, len(batch.session), len(batch.behaviours), generator)
+    loss, _ = step_loss(model, to_device(batch, device), masks.to(device))
+    optimiser.zero_grad(set_to_none=True)
+    if loss.requires_grad:  # not so when nothing of a batch is hidden
+        loss.backward()
+    optimiser.step()
+    schedule.step()
+    return loss.detach()
 
 
 def make_optimiser(

@@ -6,11 +6,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from neds.config import DataConfig, RunConfig, check
+from neds.baselines import ridge
+from neds.config import DataConfig, ModelConfig, RunConfig, TrainConfig, check
 from neds.data.session import Behaviour, Counts, Session, Units
 from neds.data.synthetic import synthetic_session
 from neds.data.windows import fit_scaling, split_trials
 from neds.dataset import describe, to_recording
+from neds.evaluate import evaluate
 from neds.reference import ReferenceNeds
 from neds.reference_config import PADDING, ReferenceBatch, ReferenceConfig
 from neds.reference_data import align, collate, trial_set
@@ -26,6 +28,7 @@ from neds.reference_train import (
     step_loss,
     train_reference,
 )
+from neds.train import train
 from neds_rt.errors import BadInput
 from neds_rt.synthetic import SyntheticAnimal
 
@@ -278,6 +281,16 @@ def test_a_random_split_needs_trials():
     few = trial_session(trials=21).binned(0.02)
     with pytest.raises(BadInput, match="val part: found no trial left of 21"):
         split_trials(few, "few", (0.92, 0.01, 0.07))
+
+
+def test_our_model_trains_and_is_scored_on_a_random_split():
+    recording = prepared(trial_session(), split="random")
+    config = RunConfig(model=ModelConfig(hidden=16, layers=1, heads=2, mlp=24, window=BINS, conv=0),
+                       train=TrainConfig(steps=4, batch=4, bins=BINS, validate_every=2))
+    scores = evaluate(train(config, [recording], progress=False).model, recording, "test")
+    assert np.isfinite(scores["wheel"]["r2"])
+    assert np.isfinite(ridge(recording, 2)[recording.rows("test")]).all()
+    assert recording.state.train_bins == len(recording.rows("train"))
 
 
 def test_min_max_scaling_is_fitted_on_training_rows():
