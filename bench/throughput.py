@@ -44,6 +44,7 @@ from neds_rt.errors import BadInput
 from neds_rt.machine import commit, machine_facts
 from neds_rt.synthetic import SyntheticAnimal
 
+MODELS = ("reference", "reference_bf16", "neds", "neds_as_paper")
 PAPER_FORM = ('model.form="window"', 'model.tokens="separate"', "model.conv=0",
               "model.recurrent=false", 'model.attend=""')
 
@@ -99,6 +100,9 @@ def compare(args: argparse.Namespace) -> int:
     for option in ("sessions", "bins", "batch", "rounds", "steps", "threads"):
         if getattr(args, option) < 1:
             raise BadInput(f"--{option}", "number", getattr(args, option), "1 or more")
+    for name in wanted(args):
+        if name not in MODELS:
+            raise BadInput("--models", "name", repr(name), f"some of {', '.join(MODELS)}")
     if args.device == "cuda" and not torch.cuda.is_available():
         raise BadInput("--device", "device", "cuda", "one that torch can use: cpu")
     torch.set_num_threads(args.threads)
@@ -147,19 +151,19 @@ def contenders(
     args: argparse.Namespace, config: RunConfig, recordings: list[Recording]
 ) -> list[Contender]:
     """The models asked for, ready to train."""
-    makers: dict[str, Callable[[], Contender]] = {
-        "reference": lambda: reference(args, recordings, "reference"),
-        "neds": lambda: ours(args, config, recordings, "neds"),
-        "neds_as_paper": lambda: ours(args, our_config(args, [*args.set, *PAPER_FORM]),
-                                      recordings, "neds_as_paper"),
-    }
-    if args.device == "cuda":
-        makers["reference_bf16"] = lambda: reference(args, recordings, "reference_bf16")
-    wanted = args.models.split(",") if args.models else list(makers)
-    for name in wanted:
-        if name not in makers:
-            raise BadInput("--models", "name", repr(name), f"some of {', '.join(makers)}")
-    return [makers[name]() for name in wanted]
+    as_paper = our_config(args, [*args.set, *PAPER_FORM])
+    return [
+        reference(args, recordings, name) if name.startswith("reference")
+        else ours(config if name == "neds" else as_paper, recordings, name, args.device)
+        for name in wanted(args)
+    ]
+
+
+def wanted(args: argparse.Namespace) -> list[str]:
+    """Names of the models asked for; bfloat16 is for GPUs."""
+    if args.models:
+        return str(args.models).split(",")
+    return [name for name in MODELS if args.device == "cuda" or not name.endswith("bf16")]
 
 
 def reference(args: argparse.Namespace, recordings: list[Recording], name: str) -> Contender:
@@ -181,11 +185,9 @@ def reference(args: argparse.Namespace, recordings: list[Recording], name: str) 
     return Contender(name, count_reference(model), step)
 
 
-def ours(
-    args: argparse.Namespace, config: RunConfig, recordings: list[Recording], name: str
-) -> Contender:
+def ours(config: RunConfig, recordings: list[Recording], name: str, device: str) -> Contender:
     """Our model as `neds.train` trains it."""
-    run = Run(config, recordings, args.device)
+    run = Run(config, recordings, device)
     return Contender(name, count_parameters(run.model), run.advance)
 
 
