@@ -3,12 +3,12 @@
     python bench/memory.py --json
 
 Writes synthetic sessions to disk, then trains on the first 20 and on all 200 of them, each in a
-fresh process: sessions are read one after another, their counts spilled to mapped files, and a few
+fresh process: sessions are read one after another, spilled to mapped files, and a few
 steps are made with batches that mix sessions. `peak_mb` is the most the process ever held in
 memory (ru_maxrss), which counts mapped pages that the system may take back at any time;
 `anonymous_mb` is what it cannot take back (RssAnon), the most seen after any session or step;
-`parameters_mb` is the part of it that the sessions' own parameters, their gradients and both of
-AdamW's averages take: those grow with every session whatever one does.
+`parameters_mb` is the part of it that weights, their best copy, gradients and AdamW's averages
+take: sessions have parameters of their own, so these grow with every session whatever one does.
 
 Ends with exit code 4 if anonymous memory beyond parameters grows by more than `--at-most` MB a
 session.
@@ -24,10 +24,13 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from neds_rt.errors import BadInput
 from neds_rt.machine import commit, machine_facts
+
+if TYPE_CHECKING:
+    from neds.train import Run
 
 MB = 1e6
 
@@ -52,7 +55,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], metavar="TABLE.FIELD=VALUE")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--at-most", type=float, default=1.0, help="MB a session (default 1)")
+    parser.add_argument("--at-most", type=float, default=0.25, help="MB a session (default 0.25)")
     parser.add_argument("--folder", default=None, help="where sessions are written for a while")
     parser.add_argument("--out", default=None, help="write the JSON here")
     parser.add_argument("--json", action="store_true", help="print one JSON object as last line")
@@ -135,17 +138,24 @@ def child(args: argparse.Namespace) -> int:
         for _ in range(args.steps):
             run.advance()
             anonymous.append(anonymous_bytes())
-    parameters = sum(p.numel() for p in run.model.parameters())
     print(json.dumps({
         "sessions": len(recordings),
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / MB,
         "anonymous_mb": max(anonymous) / MB,
         "anonymous_after_reading_mb": prepared / MB,
-        # Weights, the best weights so far, gradients of those used, and AdamW's two averages.
-        "parameters_mb": 5 * 4 * parameters / MB,
+        "parameters_mb": parameter_bytes(run) / MB,
         "files_mb": sum(path.stat().st_size for path in paths) / MB,
     }))
     return 0
+
+
+def parameter_bytes(run: Run) -> int:
+    """Bytes of weights, the best weights so far, gradients, and AdamW's averages that exist yet."""
+    weights = list(run.model.parameters())
+    held = [*weights, *run.best_weights.values(), *(w.grad for w in weights if w.grad is not None)]
+    for state in run.optimiser.state.values():
+        held += [value for value in state.values() if hasattr(value, "nbytes")]
+    return sum(tensor.nbytes for tensor in held)
 
 
 def anonymous_bytes() -> int:

@@ -153,33 +153,37 @@ def null_rates(counts: NDArray[np.uint16]) -> NDArray[np.float64]:
 def to_recording(binned: Binned, state: SessionState, spill: Path | None = None) -> Recording:
     """Turn a binned session into tensors with the scalers and units of `state`.
 
-    With `spill`, a folder, the counts go to a file there and are mapped into memory, so that many
-    sessions take no more memory than the batches drawn from them.
+    With `spill`, a folder, all that has T rows goes to files there and is mapped into memory,
+    so that many sessions take no more memory than the batches drawn from them.
     """
+    def kept(name: str, rows: NDArray[Any]) -> NDArray[Any]:
+        return rows if spill is None else _spilled(rows, spill, f"{state.session}.{name}")
+
     rows = binned.counts[:, state.unit_rows]
     small = rows.max(initial=0) <= 255
     rows = np.ascontiguousarray(rows, np.uint8 if small else np.int32)
-    counts = torch.from_numpy(rows if spill is None else _spilled(rows, spill / state.session))
     encoded, known = [], []
-    for b in state.behaviours:
+    for m, b in enumerate(state.behaviours):
         values = torch.from_numpy(binned.values[b.name])
         mean, sd = torch.tensor(b.mean), torch.tensor(b.sd)
-        encoded.append(encode_behaviour(b.spec, values, mean, sd))
+        scaled = encode_behaviour(b.spec, values, mean, sd).numpy()
+        encoded.append(torch.from_numpy(kept(f"encoded{m}", scaled)))
         known.append(~torch.isnan(values).any(1))
     return Recording(
         state=state,
-        counts=counts,
+        counts=torch.from_numpy(kept("counts", rows)),
         encoded=encoded,
-        known=torch.stack(known) if known else torch.zeros(0, len(counts), dtype=torch.bool),
-        values={b.name: binned.values[b.name] for b in state.behaviours},
-        bin=binned.bin,
+        known=torch.stack(known) if known else torch.zeros(0, len(rows), dtype=torch.bool),
+        values={b.name: kept(f"values{m}", binned.values[b.name])
+                for m, b in enumerate(state.behaviours)},
+        bin=kept("bin", binned.bin),
         runs=binned.runs(),
     )
 
 
-def _spilled(rows: NDArray[Any], path: Path) -> NDArray[Any]:
+def _spilled(rows: NDArray[Any], folder: Path, name: str) -> NDArray[Any]:
     """The same array, in a file of its own, mapped copy-on-write (torch wants it writeable)."""
-    path = path.with_suffix(".npy")
+    path = folder / f"{name}.npy"
     np.save(path, rows)
     mapped: NDArray[Any] = np.load(path, mmap_mode="c")
     return mapped

@@ -99,6 +99,23 @@ def test_batches_mix_sessions_and_pad_to_the_largest(sets):
     assert batch.behaviours[1].tolist() == [sets[0].behaviours[1][2], sets[1].behaviours[1][3]]
 
 
+def test_spilled_recordings_are_the_same_in_files_of_their_own(tmp_path):
+    for name, seed in (("animal.1", 0), ("animal.2", 1)):  # alike up to the dot
+        session = trial_session(name, seed=seed, unknown=(3,))
+        binned, state = describe(session, DataConfig(), 10)
+        held, spilled = to_recording(binned, state), to_recording(binned, state, tmp_path)
+        assert torch.equal(held.counts, spilled.counts)
+        assert torch.equal(held.known, spilled.known)
+        assert np.array_equal(held.bin, spilled.bin)
+        for a, b in zip(held.encoded, spilled.encoded, strict=True):
+            assert torch.equal(a, b)
+        for b in state.behaviours:
+            np.testing.assert_array_equal(held.values[b.name], spilled.values[b.name])
+        if seed == 0:
+            first, counts = spilled, held.counts
+    assert torch.equal(first.counts, counts)  # the second session went elsewhere
+
+
 def test_an_epoch_draws_every_training_trial_once(sets):
     knobs = ReferenceTraining(steps=10, batch=16)
     drawn = list(draw_trials(sets, knobs, 8, torch.Generator().manual_seed(0)))
