@@ -38,10 +38,10 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     mlp: int = 256
     window: int = 100  # bins a token can see in the streaming form, the window's length otherwise
     conv: int = 5  # taps of the causal depthwise convolution on spike tokens, 0 for none
-    recurrent: bool = False  # a GRU layer on spike tokens, after the convolution if there is one
-    tokens: str = "separate"  # one token a modality and bin, or all of a bin "summed" into one
+    recurrent: bool = True  # a GRU layer on spike tokens, after the convolution if there is one
+    tokens: str = "summed"  # all of a bin into one token; or "separate", one a modality and bin
     attend: str = ""  # "visible" tokens or "all", hidden ones too; by the form where empty
-    inputs: str = "sqrt"  # of spike counts; or "counts", or a learned "table" of their values
+    inputs: str = "counts"  # of spikes as they are, their "sqrt", or a learned "table" of values
     # What sessions share besides the backbone, each adding a part of its own: nothing (""), the
     # maps of "behaviours" of one name, and further those of units on the same "channels" of a
     # subject's probe (a chronic implant), or in the same brain "regions".

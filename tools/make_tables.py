@@ -28,7 +28,7 @@ MODELS = {"ridge": "ridge", "gru": "GRU", "neds": "NEDS"}  # others follow under
 METRICS = {"r2": "R²", "circular_r2": "circular R²", "balanced_accuracy": "balanced accuracy",
            "accuracy": "accuracy", "bps_pooled": "bits per spike, pooled"}
 ENGINES = {"neds.torch_engine:EagerWindow": "eager torch recomputing the window",
-           "neds.torch_engine:EagerLastBin": "eager torch, newest bin's queries only"}
+           "neds.torch_engine:EagerLastBin": "eager torch, last layer for the newest bin only"}
 FIGURES = {"arrival_to_publish_us": "arrival to publish", "service_us": "service",
            "step_us": "step, paced", "step_hot_us": "step, tight loop"}
 PERCENTILES = ("p50", "p99", "p999", "max")
