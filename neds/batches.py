@@ -65,7 +65,9 @@ class Sampler:
 
     def rows(self, generator: torch.Generator) -> list[tuple[Recording, Tensor, Tensor]]:
         """Draw sessions, and of each rows (B / G, T) and whether they are there."""
-        picked = torch.multinomial(self.sizes, self.sessions, generator=generator).tolist()
+        picked = list(range(len(self.recordings)))
+        if self.sessions < len(picked):
+            picked = torch.multinomial(self.sizes, self.sessions, generator=generator).tolist()
         share = self.batch // self.sessions
         return [(self.recordings[i],
                  *draw_rows(self.recordings[i], share, self.bins, generator)) for i in picked]
