@@ -7,6 +7,7 @@ column then appears once per lag, with zeros for lags outside the row's run.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations_with_replacement
@@ -84,9 +85,11 @@ def products(base: Tensor, known: Tensor, outputs: list[Output], fit_on: Sequenc
     for i, j in pairs:
         product, there = base[:, i] * base[:, j], known[:, i] & known[:, j]
         seen = product[rows][there[rows]]
-        mean = seen.mean() if len(seen) else product.new_zeros(())
-        sd = seen.std(correction=0) if len(seen) else product.new_zeros(())
-        found.append(torch.where(there, (product - mean) / sd.clamp(min=1e-6), 0.0))
+        if len(seen) > 1 and seen.std() > 1e-6:
+            mean, sd = float(seen.mean()), float(seen.std())
+        else:  # nothing to fit on: as for independent normal columns
+            mean, sd = (1.0, math.sqrt(2)) if i == j else (0.0, 1.0)
+        found.append(torch.where(there, (product - mean) / sd, 0.0))
     return torch.stack(found, 1)
 
 

@@ -2,8 +2,9 @@
 
 Causal as NEDS's streaming form encodes (the bin and those before it), or with `future` as many bins
 after it, to be held against the window form. Chosen on the validation part by likelihood, in this
-order: products of continuous columns or none, the number of lags, and for every unit the strength
-of the penalty. The weights are then fitted on training and validation together.
+order: products of continuous columns or none, the number of lags, the strength of the penalty (one
+for all units: one each is chosen worse on little data). The weights are then fitted on training and
+validation together.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from neds.baselines.poisson import PoissonProblem, PoissonWeights
 from neds.baselines.rows import Floats, PerSession, best_of, unfitted
 from neds.dataset import Recording
 
-STRENGTHS = (1.0, 10.0, 100.0, 1000.0, 1e4, 1e5)
+STRENGTHS = (1.0, 10.0, 100.0, 1000.0, 10000.0)
 LAGS = {False: (1, 5, 10, 15), True: (3, 5, 10)}
 FIRST = (5, 100.0)  # lags with which the products are judged, strength of all but the last
 
@@ -57,12 +58,12 @@ class GlmSession(Fitted):
         features = make_features(data, self.outputs, runs, quadratic)
         return features.with_lags(offsets(lags, self.future))
 
-    def _choose(self, data: SessionRows, budget: Budget) -> tuple[Choice, Tensor]:
+    def _choose(self, data: SessionRows, budget: Budget) -> tuple[Choice, float]:
         device = data.counts.device
         fit_on, choose_on = row_tensor(data.fit_on, device), row_tensor(data.choose_on, device)
         first, strength = FIRST
         if not len(choose_on):
-            return (False, first), torch.full((data.counts.shape[1],), strength, device=device)
+            return (False, first), strength
 
         def losses(choice: Choice, strengths: Sequence[float]) -> Tensor:
             features = self._features(data, *choice)
@@ -80,8 +81,7 @@ class GlmSession(Fitted):
             scores |= {choice: value(choice) for choice in others}
             best = best_of(scores, best)
         strengths = STRENGTHS if budget == "full" else STRENGTHS[1:4]
-        each = losses(best, strengths).argmin(0)
-        return best, torch.tensor(strengths, device=device)[each]
+        return best, strengths[int(losses(best, strengths).sum(1).argmin())]
 
     def encode_part(self, recording: Recording, part: str) -> Floats:
         """See `Fitted.encode_part`."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from neds.baselines.rows import Run, n_rows, tuning_runs
 from neds.checkpoint import BehaviourState
 from neds.dataset import Recording
+from neds.model import encode_behaviour
 from neds_rt.errors import BadInput
 
 
@@ -86,13 +87,19 @@ def session_rows(recording: Recording, outputs: list[Output], device: str) -> Se
     targets = torch.zeros(rows, outputs[-1].columns.stop)
     known = torch.zeros(rows, len(outputs), dtype=torch.bool)
     names = [o.behaviour.name for o in outputs]
+    fitted = bool(recording.runs_within("train"))
     for m, b in enumerate(recording.state.behaviours):
         if b.name not in names:
             raise BadInput(recording.state.session, "behaviour", b.name,
                            f"one of {', '.join(names)}, which were fitted")
         at = names.index(b.name)
         check_same(recording.state.session, b, outputs[at].behaviour)
-        targets[:, outputs[at].columns] = recording.encoded[m]
+        columns = outputs[at].columns
+        if fitted or b.kind != "continuous":
+            targets[:, columns] = recording.encoded[m]
+        else:  # see `scaling`
+            values = torch.from_numpy(recording.values[b.name])
+            targets[:, columns] = encode_behaviour(b.spec, values, outputs[at].mean, outputs[at].sd)
         known[:, at] = recording.known[m]
     fit_on, choose_on = tuning_runs(recording)
     return SessionRows(recording, recording.counts.to(device), targets.to(device),

@@ -1,7 +1,7 @@
 """Poisson regression of many units on the same features at once, with an L2 penalty.
 
-Minimises for every unit sum_t (rate - count log rate) + strength / 2 |w|^2 with log rate = x w + b
-and b free, by L-BFGS. The parameters are scaled by the curvature at constant rates, where it is the
+Minimises for every unit sum_t (rate - count log rate) + strength / 2 |w - w0|^2 with log rate = x w + b
+and b free and w0 zero unless given, by L-BFGS. The parameters are scaled by the curvature at constant rates, where it is the
 same matrix X'X for all units but for their mean count; that leaves a few dozen iterations. Rows are
 made, used and dropped a block at a time.
 """
@@ -61,8 +61,8 @@ class PoissonProblem:
         values, basis = torch.linalg.eigh(gram)
         return values.clamp(min=0).float(), basis.float()
 
-    def solve(self, strength: float | Tensor) -> PoissonWeights:
-        """The best weights for a strength, or one per unit (N,); without rows the mean rates."""
+    def solve(self, strength: float, prior: Tensor | None = None) -> PoissonWeights:
+        """The best weights, shrunk to `prior` (F, N) or to zero; without rows the mean rates."""
         constant = self.mean.log()
         if not self.blocks:
             width = self.features(self.rows).shape[1]
@@ -76,15 +76,17 @@ class PoissonProblem:
                                       line_search_fn="strong_wolfe")
 
         def unscaled(z: Tensor) -> PoissonWeights:
-            return PoissonWeights(basis @ (scale * z[:-1]), constant + scale_b * z[-1])
+            weights = basis @ (scale * z[:-1])
+            return PoissonWeights(weights if prior is None else prior + weights,
+                                  constant + scale_b * z[-1])
 
         @torch.no_grad()
         def closure() -> Tensor:
             loss, by_weights, by_intercept = self._gradient(unscaled(z))
-            shrunk = scale * z[:-1]  # the basis is orthogonal: as long as the weights
+            shrunk = scale * z[:-1]  # the basis is orthogonal: as long as weights - prior
             z.grad = torch.cat([scale * (basis.T @ by_weights + strength * shrunk),
                                 (scale_b * by_intercept)[None]])
-            return loss.sum() + (strength * shrunk.double().square()).sum() / 2
+            return loss.sum() + strength / 2 * shrunk.double().square().sum()
 
         optimiser.step(closure)  # type: ignore[no-untyped-call]
         return unscaled(z.detach())

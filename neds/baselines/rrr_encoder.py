@@ -4,7 +4,7 @@ V (features to rank) is shared by all sessions, U (rank to the session's units) 
 by gradient on whitened features with batches from all sessions; the rank is chosen on the
 validation parts. With V fixed, U and b of every session are a convex Poisson regression, solved on
 training and validation together with a strength chosen on the validation part; so are those of a
-new session.
+new session, shrunk to the mean U of the units on the same channel instead of to zero.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ LAGS = 10
 RANKS = (4, 8, 16)
 STEPS, ROWS, SESSIONS = 1500, 512, 4  # rows a session and sessions a batch
 RATE = 1e-2
-STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1000.0)
+STRENGTHS = (0.1, 1.0, 10.0, 100.0, 1000.0, 10000.0)
 FLOOR = 1e-3  # of the largest eigenvalue: directions below it are not blown up by whitening
 
 
@@ -125,7 +125,7 @@ def through(features: Features, v: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda rows: features.rows(rows) @ v
 
 
-def tuned(view: View, v: Tensor) -> tuple[float, float]:
+def tuned(view: View, v: Tensor, prior: Tensor | None = None) -> tuple[float, float]:
     """(strength, log likelihood per spike on the rows to choose on, NaN without any)."""
     device = view.data.counts.device
     fit_on = PoissonProblem(through(view.features, v), view.data.counts,
@@ -135,7 +135,7 @@ def tuned(view: View, v: Tensor) -> tuple[float, float]:
         return STRENGTHS[2], math.nan
     judge = PoissonProblem(through(view.features, v), view.data.counts, chosen)
     spikes = float(view.data.counts[chosen].sum()) or math.nan
-    scores = {s: -float(judge.nll(fit_on.solve(s)).sum()) / spikes for s in STRENGTHS}
+    scores = {s: -float(judge.nll(fit_on.solve(s, prior)).sum()) / spikes for s in STRENGTHS}
     best = best_of(scores, STRENGTHS[2])
     return best, scores[best]
 
@@ -146,11 +146,12 @@ def pooled(views: list[View], v: Tensor) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def solve(view: View, v: Tensor) -> PoissonWeights:
-    """U and b of a session on all its rows, training and validation."""
-    strength, _ = tuned(view, v)
+def solve(view: View, v: Tensor, prior: Tensor | None = None) -> PoissonWeights:
+    """U, shrunk to `prior`, and b of a session on all its rows, training and validation."""
+    strength, _ = tuned(view, v, prior)
     rows = row_tensor([*view.data.fit_on, *view.data.choose_on], view.data.counts.device)
-    return PoissonProblem(through(view.features, v), view.data.counts, rows).solve(strength)
+    problem = PoissonProblem(through(view.features, v), view.data.counts, rows)
+    return problem.solve(strength, prior)
 
 
 class RrrEncoder(Fitted):
@@ -175,12 +176,11 @@ class RrrEncoder(Fitted):
         return encode(features, whole, row_tensor(runs, data.counts.device))
 
     def adapt(self, recording: Recording, *, seed: int) -> Fitted:
-        """See `Fitted.adapt`: V stays; without calibration data U and b are channel means."""
+        """See `Fitted.adapt`: V stays, U is drawn from the means of its channels, or is them."""
         view = view_of(recording, self.outputs, self.device)
+        own = self._from_channels(recording.state.units)
         if view.data.fit_on:
-            own = solve(view, self.v)
-        else:
-            own = self._from_channels(recording.state.units)
+            own = solve(view, self.v, own.weights)
         new = RrrEncoder(self.outputs, self.v, {recording.state.session: own}, self.units,
                          self.device)
         new.name = self.name
