@@ -105,7 +105,8 @@ def fit(
     """Fit a baseline of the table on the training parts, tuned on the validation parts.
 
     `budget` "quick" is for tests and first looks: fewer candidates, fewer steps. Raises `BadInput`
-    for an unknown name, no recordings, a session given twice, and recordings without behaviours.
+    for an unknown name, no recordings, a session given twice, and recordings without behaviours or training
+    rows.
     """
     if name not in BASELINES:
         raise BadInput("baseline", "name", repr(name), f"one of {', '.join(BASELINES)}")
@@ -130,3 +131,5 @@ def _check(recordings: list[Recording]) -> None:
             raise BadInput(name, "session", "given twice", "every session once")
         if not recording.encoded:
             raise BadInput(name, "behaviours", "none", "some to decode or to encode from")
+        if not recording.runs_within("train"):
+            raise BadInput(name, "train part", "no rows", "some to fit on, or adapt to the session")

@@ -51,6 +51,9 @@ def adapt(net: SessionNet, units: Sequence[list[Unit]], recording: Recording,
     stages = STAGES if budget == "full" else tuple(replace(s, steps=60) for s in STAGES)
     scaled = tuple(replace(s, steps=enough(s.steps, data)) for s in stages)
     trial = copy.deepcopy(start)
+    for module in trial.modules():
+        if isinstance(module, nn.GRU):  # a copy's weights lie scattered, which cuDNN minds
+            module.flatten_parameters()
     taken = [run_stage(trial, data, outputs, stage, seed) for stage in scaled]
     whole = replace(data, fit_on=[*data.fit_on, *data.choose_on], choose_on=[])
     for stage, steps in zip(scaled, taken, strict=True):

@@ -1,9 +1,9 @@
 """Poisson regression of many units on the same features at once, with an L2 penalty.
 
-Minimises for every unit sum_t (rate - count log rate) + strength / 2 |w - w0|^2 with log rate = x w + b
-and b free and w0 zero unless given, by L-BFGS. The parameters are scaled by the curvature at constant rates, where it is the
-same matrix X'X for all units but for their mean count; that leaves a few dozen iterations. Rows are
-made, used and dropped a block at a time.
+Minimises for every unit sum_t (rate - count log rate) + strength / 2 |w - w0|^2 with
+log rate = x w + b, b free and w0 zero unless given, by L-BFGS. The parameters are scaled by the
+curvature at constant rates, where it is the same matrix X'X for all units but for their mean count;
+that leaves a few dozen iterations. Rows are made, used and dropped a block at a time.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 import msgspec
 import numpy as np
 
+from neds.baselines.nets import Sizes
+from neds.baselines.sequence import Recipe
 from neds.config import DataConfig
 from neds.data.session import Behaviour, Counts, Session, Units
 from neds.dataset import describe, to_recording
@@ -11,7 +13,12 @@ BIN_S = 0.05
 CONFIG = DataConfig(bin_size_s=BIN_S, fractions=(0.6, 0.2, 0.2))
 
 
-def made(session, counts, behaviours, channel=None, pauses=None, config=CONFIG):
+TINY = Recipe(sizes=Sizes(width=8), least_steps=4, most_steps=4, batch=4, bins=10, validations=2,
+              ranks=(4,))
+"""A net that has seen next to nothing, for tests of what surrounds it."""
+
+
+def made(session, counts, behaviours, channel=None, pauses=None):
     """A recording of counts (T, N) and {name: (kind, values, classes)}; bins jump by `pauses`."""
     bins = np.arange(len(counts)) + (0 if pauses is None else pauses)
     ends = (bins + 1) * BIN_S
@@ -23,7 +30,7 @@ def made(session, counts, behaviours, channel=None, pauses=None, config=CONFIG):
     }
     whole = Session(session=session, subject="nobody", units=units, behaviours=found,
                     spikes=Counts(counts=counts, bin=bins, bin_size_s=BIN_S))
-    return to_recording(*describe(whole, config, 5))
+    return to_recording(*describe(whole, CONFIG, 5))
 
 
 def smooth(rng, rows, width, length=15):
@@ -68,9 +75,8 @@ def trials(session="trials", n=80, length=10, units=12, seed=0):
     counts = rng.poisson(rates).reshape(-1, units)
     side = np.repeat(label.astype(float), length)
     pauses = np.repeat(np.arange(n) * 7, length)
-    config = msgspec.structs.replace(CONFIG)
-    return made(session, counts, {"side": ("categorical", side, ("left", "right"))},
-                pauses=pauses, config=config)
+    behaviours = {"side": ("categorical", side, ("left", "right"))}
+    return made(session, counts, behaviours, pauses=pauses)
 
 
 def with_split(recording, **parts):

@@ -120,7 +120,7 @@ def test_the_reduced_rank_encoder_shares_sessions_and_adapts():
         assert found > 0.9 * ceiling(recording, rates)
     new, rates = planted("new", seed=5)
     nothing = with_split(new, train=(0, 0), val=(0, 0))
-    little = with_split(new, train=(0, 100), val=(100, 130))
+    little = with_split(new, train=(0, 40), val=(40, 60))
     zero = bps(new, fitted.adapt(nothing, seed=0).encode_part(nothing, "test"))
     some = bps(new, fitted.adapt(little, seed=0).encode_part(little, "test"))
     alone = bps(new, fit("glm", [little], seed=0, budget="quick").encode_part(little, "test"))

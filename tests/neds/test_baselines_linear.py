@@ -148,6 +148,8 @@ def test_what_cannot_be_fitted_is_named():
         fit("magic", [recording], seed=0)
     with pytest.raises(BadInput, match="given twice"):
         fit("linear", [recording, recording], seed=0)
+    with pytest.raises(BadInput, match="driven: train part: found no rows"):
+        fit("gru", [with_split(recording, train=(0, 0))], seed=0)
     fitted = fit("linear", [recording], seed=0, budget="quick")
     with pytest.raises(BadInput, match="encodes"):
         fitted.encode_part(recording, "test")
