@@ -101,18 +101,15 @@ def session_path(provenance: dict[str, Any], given: str | None, session_id: str 
 def _baseline(name: str, recording: Recording, part: str) -> dict[str, dict[str, float]]:
     import numpy as np
 
-    from neds.baselines import GruConfig, gru_part, ridge, train_gru
+    from neds.baselines import fit
     from neds.metrics import score
 
     behaviours = recording.state.behaviours
     if not behaviours:
         return {}
     runs = recording.runs_within(part)
-    if name == "gru":
-        predictions = gru_part(train_gru(recording, GruConfig()), recording, part)
-    else:
-        rows = np.concatenate([np.arange(a, b) for a, b in runs])
-        predictions = [ridge(recording, m)[rows] for m in range(len(behaviours))]
+    fitted = fit({"ridge": "linear"}.get(name, name), [recording], seed=0)
+    predictions = fitted.decode_part(recording, part)
     scores = {}
     for b, predicted in zip(behaviours, predictions, strict=True):
         truth = np.concatenate([recording.values[b.name][i:j] for i, j in runs])
