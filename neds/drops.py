@@ -240,7 +240,7 @@ def _teaches(
                        "absent from the training part; bins elsewhere counted",
                        int((codes == code).sum()))
     if unknown := int((~known).sum()):
-        report.add("bin", session.session, name, f"unknown (NaN), masked, of {len(known)}", unknown)
+        report.add("bin", session.session, name, f"unknown (NaN), masked, of {len(values)}", unknown)
     return True
 
 
