@@ -15,11 +15,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from neds.dataset import Recording, draw_batch
+from neds.batches import draw_rows
+from neds.dataset import Recording
 from neds.evaluate import to_units
 from neds.metrics import score
 from neds.modalities import KINDS
-from neds.train import drop_units
 from neds_rt.errors import BadInput
 
 Floats = NDArray[np.float64]
@@ -145,15 +145,18 @@ def train_gru(recording: Recording, config: GruConfig) -> GruDecoder:
     )
     best, weights = -np.inf, {k: v.clone() for k, v in net.state_dict().items()}
     for step in range(1, config.steps + 1):
-        batch = draw_batch(recording, config.batch, config.bins, generator)
+        rows, there = draw_rows(recording, config.batch, config.bins, generator)
         net.train()
-        outputs = net(drop_units(batch.counts, config.unit_dropout, generator)).split(widths, -1)
+        counts = recording.counts[rows].float()
+        kept = torch.rand(len(rows), 1, counts.shape[2], generator=generator)
+        counts = counts * (kept >= config.unit_dropout) / (1 - config.unit_dropout) ** 2
+        outputs = net(counts).split(widths, -1)
         loss = torch.zeros(())
         for m, behaviour in enumerate(recording.state.behaviours):
-            asked = batch.known[:, m]
+            asked = recording.known[m][rows] & there
             if not asked.any():
                 continue
-            target, output = batch.encoded[m][asked], outputs[m][asked]
+            target, output = recording.encoded[m][rows][asked], outputs[m][asked]
             if behaviour.kind == "categorical":
                 loss = loss + F.cross_entropy(output, target.argmax(-1))
             else:
@@ -179,7 +182,7 @@ def gru_part(net: GruDecoder, recording: Recording, part: str) -> list[NDArray[n
     net.eval()
     with torch.inference_mode():
         outputs = torch.cat(
-            [net(recording.counts[None, a:b])[0] for a, b in recording.runs_within(part)]
+            [net(recording.counts[None, a:b].float())[0] for a, b in recording.runs_within(part)]
         ).split(widths, -1)
     return [
         to_units(b, o).numpy() for b, o in zip(recording.state.behaviours, outputs, strict=True)

@@ -21,7 +21,7 @@ from neds.model import BehaviourSpec, Neds, SessionSpec
 from neds_rt.bundle import Unit
 from neds_rt.errors import BadInput
 
-CHECKPOINT_SCHEMA = 1
+CHECKPOINT_SCHEMA = 2
 
 
 class BehaviourState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -55,7 +55,9 @@ class SessionState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def spec(self) -> SessionSpec:
         """What the model needs of it."""
-        return SessionSpec(self.session, len(self.units), tuple(b.spec for b in self.behaviours))
+        places = tuple(f"{self.subject}/{u.probe}/{u.channel}" for u in self.units)
+        return SessionSpec(self.session, len(self.units),
+                           tuple(b.spec for b in self.behaviours), places)
 
 
 class CheckpointInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -35,6 +35,11 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     mlp: int = 256
     window: int = 100  # bins a token can see in the streaming form, the window's length otherwise
     conv: int = 5  # taps of the causal depthwise convolution on spike tokens, 0 for none
+    recurrent: bool = False  # a GRU layer on spike tokens, after the convolution if there is one
+    tokens: str = "separate"  # one token a modality and bin, or all of a bin "summed" into one
+    attend: str = ""  # "visible" tokens or "all", hidden ones too; by the form where empty
+    inputs: str = "sqrt"  # of spike counts; or "counts", or a learned "table" of their values
+    shared: bool = False  # maps shared by units of one place and by behaviours of one name
     dropout: float = 0.2
     token_dropout: float = 0.2
     rope_base: float = 10000.0
@@ -52,19 +57,23 @@ class MaskingConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_
 
 
 class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The training loop; with several sessions a step takes a batch of one, in turn."""
+    """The training loop; a batch holds sequences of several sessions, equally many of each."""
 
     steps: int = 1000
     batch: int = 16
+    sessions_per_batch: int = 8  # at most; a divisor of the batch
     bins: int = 100  # length of a training sequence
     learning_rate: float = 2e-3
     warmup: float = 0.1  # share of steps before the peak rate
     weight_decay: float = 0.01
     clip: float = 1.0  # gradient norm
     unit_dropout: float = 0.2  # share of units silenced per sequence
+    own_dropout: float = 0.0  # chance that a session's own maps are taken away for a batch
+    ema: float = 0.0  # decay of the weight average that is validated and kept, 0 for none
     spike_weight: float = 0.2  # weight of the Poisson term against the behaviours' terms
     behaviour_weights: dict[str, float] = {}  # per behaviour, 1 where not named
     validate_every: int = 100
+    patience: int = 0  # validations without a better one before training stops, 0 for never
     seed: int = 0
 
 
@@ -106,6 +115,13 @@ def check(config: RunConfig, where: str) -> None:
     model, masking, train = config.model, config.masking, config.train
     if model.form not in ("stream", "window"):
         raise BadInput(where, "model.form", repr(model.form), "'stream' or 'window'")
+    for field, value, allowed in (
+        ("tokens", model.tokens, ("separate", "summed")),
+        ("attend", model.attend, ("", "visible", "all")),
+        ("inputs", model.inputs, ("sqrt", "counts", "table")),
+    ):
+        if value not in allowed:
+            raise BadInput(where, f"model.{field}", repr(value), f"one of {allowed}")
     if model.heads < 1 or model.hidden % (2 * model.heads):
         raise BadInput(where, "model.heads", model.heads, "hidden divisible by 2 * heads")
     for name in ("hidden", "layers", "mlp", "window"):
@@ -124,7 +140,7 @@ def check(config: RunConfig, where: str) -> None:
         raise BadInput(where, "masking.ratio", masking.ratio, "between 0 and 1")
     if abs(sum(config.data.fractions) - 1) > 1e-6 or min(config.data.fractions) <= 0:
         raise BadInput(where, "data.fractions", config.data.fractions, "three shares that sum to 1")
-    for name in ("steps", "batch", "bins", "validate_every"):
+    for name in ("steps", "batch", "sessions_per_batch", "bins", "validate_every"):
         if getattr(train, name) < 1:
             raise BadInput(where, f"train.{name}", getattr(train, name), "at least 1")
 
@@ -140,6 +156,9 @@ RANGES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
     ("train.weight_decay", "0 or more", lambda v: 0 <= v < math.inf),
     ("train.clip", "above 0", lambda v: v > 0),
     ("train.unit_dropout", "from 0 to below 1", lambda v: 0 <= v < 1),
+    ("train.own_dropout", "from 0 to below 1", lambda v: 0 <= v < 1),
+    ("train.ema", "from 0 to below 1", lambda v: 0 <= v < 1),
+    ("train.patience", "0 or more", lambda v: 0 <= v < 2**31),
     ("train.spike_weight", "0 or more", lambda v: 0 <= v < math.inf),
     ("train.seed", "from 0 to 2^63 - 1", lambda v: 0 <= v < 2**63),
 )

@@ -8,6 +8,8 @@ decoding use the very same numbers.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -29,9 +31,10 @@ from neds_rt.errors import BadInput
 class Recording:
     """One session's rows as tensors, T rows in time order.
 
-    counts (T, N) float32; encoded[m] (T, n_outputs) as the model sees behaviour m; known (M, T)
-    bool; values: per behaviour (T, width) in its own units, NaN where unknown; bin (T,) absolute
-    bin; runs (n, 2) row ranges of consecutive bins.
+    counts (T, N) uint8, or int32 where a count needs it; encoded[m] (T, n_outputs) float32 as the
+    model sees behaviour m; known (M, T) bool; values: per behaviour (T, width) in its own units,
+    NaN where unknown; bin (T,) absolute bin; runs (n, 2) row ranges of consecutive bins. Counts
+    may lie in a file that is mapped into memory: take the rows you need.
     """
 
     state: SessionState
@@ -52,16 +55,6 @@ class Recording:
         first, stop = self.part(name)
         cut = [(max(a, first), min(b, stop)) for a, b in self.runs.tolist()]
         return [(a, b) for a, b in cut if b > a]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Training sequences: counts (B, T, N), encoded[m] (B, T, n), known (B, M, T), there (B, T)."""
-
-    counts: Tensor
-    encoded: list[Tensor]
-    known: Tensor
-    there: Tensor  # False where a sequence runs past the end of its recording
 
 
 def fit_bins(config: RunConfig, session: Session) -> RunConfig:
@@ -135,10 +128,16 @@ def null_rates(counts: NDArray[np.uint16]) -> NDArray[np.float64]:
     return np.asarray(np.maximum(counts.sum(0), 1) / len(counts), np.float64)
 
 
-def to_recording(binned: Binned, state: SessionState) -> Recording:
-    """Turn a binned session into tensors with the scalers and units of `state`."""
-    rows = np.ascontiguousarray(binned.counts[:, state.unit_rows], np.float32)
-    counts = torch.from_numpy(rows)
+def to_recording(binned: Binned, state: SessionState, spill: Path | None = None) -> Recording:
+    """Turn a binned session into tensors with the scalers and units of `state`.
+
+    With `spill`, a folder, the counts go to a file there and are mapped into memory, so that many
+    sessions take no more memory than the batches drawn from them.
+    """
+    rows = binned.counts[:, state.unit_rows]
+    small = rows.max(initial=0) <= 255
+    rows = np.ascontiguousarray(rows, np.uint8 if small else np.int32)
+    counts = torch.from_numpy(rows if spill is None else _spilled(rows, spill / state.session))
     encoded, known = [], []
     for b in state.behaviours:
         values = torch.from_numpy(binned.values[b.name])
@@ -154,6 +153,14 @@ def to_recording(binned: Binned, state: SessionState) -> Recording:
         bin=binned.bin,
         runs=binned.runs(),
     )
+
+
+def _spilled(rows: NDArray[Any], path: Path) -> NDArray[Any]:
+    """The same array, in a file of its own, mapped copy-on-write (torch wants it writeable)."""
+    path = path.with_suffix(".npy")
+    np.save(path, rows)
+    mapped: NDArray[Any] = np.load(path, mmap_mode="c")
+    return mapped
 
 
 def match(session: Session, state: SessionState, bin_size_s: float) -> Recording:
@@ -189,26 +196,3 @@ def unit_table(session: Session, keep: NDArray[np.int64]) -> list[Unit]:
         )
         for i in keep
     ]
-
-
-def draw_batch(
-    recording: Recording, batch: int, bins: int, generator: torch.Generator
-) -> Batch:
-    """Draw training sequences at random phases, each from one run of consecutive bins.
-
-    A run is drawn with a chance in proportion to the sequences that start in it; runs shorter than
-    `bins` are padded at the end and marked as not there.
-    """
-    runs = torch.tensor(recording.runs_within("train"))  # (n, 2)
-    starts = (runs[:, 1] - runs[:, 0] - bins + 1).clamp(min=1)
-    pick = torch.multinomial(starts.double(), batch, replacement=True, generator=generator)
-    offset = (torch.rand(batch, generator=generator, dtype=torch.float64) * starts[pick]).long()
-    rows = (runs[pick, 0] + offset)[:, None] + torch.arange(bins)
-    there = rows < runs[pick, 1][:, None]
-    rows = torch.where(there, rows, runs[pick, 0][:, None])
-    return Batch(
-        counts=recording.counts[rows],
-        encoded=[e[rows] for e in recording.encoded],
-        known=(recording.known[:, rows] & there).transpose(0, 1),
-        there=there,
-    )

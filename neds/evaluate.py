@@ -97,24 +97,60 @@ def _chunks(
     model: Neds, recording: Recording, first: int, stop: int, hide: Tensor, hidden: Tensor
 ) -> Iterator[tuple[Tensor, list[Tensor]]]:
     """Outputs of rows [first, stop) chunk by chunk; `hide` and `hidden` count from `first`."""
-    window = model.config.form == "window"
-    size = model.config.window if window else CHUNK
-    past = 0 if window else model.receptive_field
+    form = _windows if model.config.form == "window" else _stream
     model.eval()
     with torch.inference_mode():
-        for start in range(first, stop, size):
-            begin, end = max(first, start - past), min(stop, start + size)
-            if window:
-                begin = max(first, end - size)  # the last window overlaps the one before it
-            near = slice(begin - first, end - first)
-            short = size - (end - begin) if window else 0
-            log_rates, outputs = model(
-                recording.state.session,
-                F.pad(recording.counts[None, begin:end], (0, 0, 0, short)),
-                [F.pad(e[None, begin:end], (0, 0, 0, short)) for e in recording.encoded],
-                F.pad(hide[None, near], (0, short), value=True),
-                F.pad(hidden[None, :, near], (0, short), value=True),
-                first_bin=0 if window else begin - first,
-            )
-            new = slice(start - begin, end - begin)
-            yield log_rates[0, new], [o[0, new] for o in outputs]
+        for log_rates, outputs in form(model, recording, first, stop, hide, hidden):
+            yield log_rates.cpu(), [o.cpu() for o in outputs]
+
+
+def _stream(
+    model: Neds, recording: Recording, first: int, stop: int, hide: Tensor, hidden: Tensor
+) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """The streaming form, chunk by chunk: the stem's state and the tokens in reach are carried."""
+    sessions = [recording.state.session]
+    maps, device = model.maps(sessions), model.device
+    memory: tuple[Tensor | None, Tensor | None] = (None, None)
+    held: list[tuple[Tensor, Tensor]] = []  # per chunk tokens (1, G, T, H) and visible (1, G, T)
+    for start in range(first, stop, CHUNK):
+        end = min(stop, start + CHUNK)
+        near = slice(start - first, end - first)
+        show, known = hide[None, near].to(device), hidden[None, :, near].to(device)
+        embedded, memory = model.embed_spikes(
+            maps, recording.counts[None, start:end].to(device).float(), show, memory
+        )
+        encoded = [e[None, start:end].to(device) for e in recording.encoded]
+        x, visible = model.tokens(maps, sessions, embedded, encoded, show, known)
+        bins = end - start
+        held.append((x.unflatten(1, (-1, bins)), visible.unflatten(1, (-1, bins))))
+        x, visible = (torch.cat([h[i] for h in held], 2) for i in range(2))
+        past = x.shape[2] - bins
+        z = model.encode(x.flatten(1, 2), visible.flatten(1), past + bins, start - first - past)
+        z = z.unflatten(1, (-1, past + bins))[:, :, past:].flatten(1, 2)
+        log_rates, outputs = model.heads(maps, z, bins)
+        yield log_rates[0], [o[0] for o in outputs]
+        reach = model.receptive_field
+        held = [(x[:, :, -reach:], visible[:, :, -reach:])] if reach else []
+
+
+def _windows(
+    model: Neds, recording: Recording, first: int, stop: int, hide: Tensor, hidden: Tensor
+) -> Iterator[tuple[Tensor, list[Tensor]]]:
+    """The window form: windows side by side, the last one moved back to end with the run."""
+    device, size = model.device, model.config.window
+    for start in range(first, stop, size):
+        end = min(stop, start + size)
+        begin = max(first, end - size)
+        near, short = slice(begin - first, end - first), size - (end - begin)
+        known = F.pad(recording.known[None, :, begin:end], (0, short)).to(device)
+        there = F.pad(torch.ones(1, 1, end - begin, dtype=torch.bool), (0, short)).to(device)
+        log_rates, outputs = model(
+            [recording.state.session],
+            F.pad(recording.counts[None, begin:end].float(), (0, 0, 0, short)).to(device),
+            [F.pad(e[None, begin:end], (0, 0, 0, short)).to(device) for e in recording.encoded],
+            F.pad(hide[None, near], (0, short), value=True).to(device),
+            F.pad(hidden[None, :, near], (0, short), value=True).to(device),
+            absent=torch.cat((~there, ~known), 1),
+        )
+        new = slice(start - begin, end - begin)
+        yield log_rates[0, new], [o[0, new] for o in outputs]

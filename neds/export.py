@@ -32,27 +32,27 @@ PARITY_LIMIT = 1e-4  # of the largest output
 
 def fold_weights(model: Neds, state: SessionState, behaviours: list[str]) -> dict[str, Floats]:
     """The streaming step's tensors for one session, names and layout as bundles have them."""
-    stitch = model.stitcher(state.session)
+    maps = model.maps([state.session])
     parts = _chosen(model, state, behaviours)
-    constant = stitch.embedding
+    constant = maps.embedding[0]
     named: dict[str, Tensor] = {
-        "input.weight": stitch.spikes_in.weight.T,
-        "input.bias": stitch.spikes_in.bias,
+        "input.weight": maps.spikes_in[0][0],
+        "input.bias": maps.spikes_in[1][0, 0],
         "input.token": model.modality[0] + constant,
         "queries": torch.stack(
             [model.mask_token + model.modality[model.modality_index[p.spec.name]] + constant
-             for p, _ in parts]
+             for p, _, _ in parts]
         ),
         "norm.weight": model.norm.weight,
         "norm.bias": model.norm.bias,
     }
-    if model.conv is not None and model.conv.bias is not None:
-        named["conv.weight"] = model.conv.weight[:, 0].flip(-1).T  # tap j multiplies bin t - j
-        named["conv.bias"] = model.conv.bias
+    if model.stem.conv is not None and model.stem.conv.bias is not None:
+        named["conv.weight"] = model.stem.conv.weight[:, 0].flip(-1).T  # tap j multiplies bin t - j
+        named["conv.bias"] = model.stem.conv.bias
     for i, block in enumerate(model.layers()):
         for name, parameter in block.named_parameters():
             named[f"layers.{i}.{name}"] = parameter
-    heads = [_scaled_head(part, behaviour) for part, behaviour in parts]
+    heads = [_scaled_head(*maps.behaviours_out[m], behaviour) for _, behaviour, m in parts]
     named["head.weight"] = torch.cat([w for w, _ in heads])
     named["head.bias"] = torch.cat([b for _, b in heads])
     return {k: np.ascontiguousarray(v.detach().float().numpy()) for k, v in named.items()}
@@ -60,20 +60,24 @@ def fold_weights(model: Neds, state: SessionState, behaviours: list[str]) -> dic
 
 def _chosen(
     model: Neds, state: SessionState, behaviours: list[str]
-) -> list[tuple[BehaviourStitch, BehaviourState]]:
+) -> list[tuple[BehaviourStitch, BehaviourState, int]]:
+    """The behaviours to decode: their stitch, their state, their place in the session's order."""
     by_name = {b.name: b for b in state.behaviours}
     for name in behaviours:
         if name not in by_name:
             raise BadInput("--behaviours", "name", repr(name), f"some of {', '.join(by_name)}")
     chosen = []
-    for part in model.stitcher(state.session).parts():
+    for m, part in enumerate(model.stitcher(state.session).parts()):
         if not behaviours or part.spec.name in behaviours:
-            chosen.append((part, by_name[part.spec.name]))
+            chosen.append((part, by_name[part.spec.name], m))
     return chosen
 
 
-def _scaled_head(part: BehaviourStitch, behaviour: BehaviourState) -> tuple[Tensor, Tensor]:
-    weight, bias = part.out.weight, part.out.bias
+def _scaled_head(
+    weight: Tensor, bias: Tensor, behaviour: BehaviourState
+) -> tuple[Tensor, Tensor]:
+    """Weight (1, H, n) and bias (1, 1, n) of a head as (n, H) and (n,), in behaviour units."""
+    weight, bias = weight[0].T, bias[0, 0]
     if behaviour.kind != "continuous":
         return weight, bias
     mean, sd = torch.tensor(behaviour.mean), torch.tensor(behaviour.sd)
@@ -103,9 +107,9 @@ def unfold_model(bundle: Bundle) -> Neds:
         model.modality[0] = state["input.token"]
         for m, spec in enumerate(specs):
             model.modality[model.modality_index[spec.name]] = state["queries"][m]
-        if model.conv is not None and model.conv.bias is not None:
-            model.conv.weight[:, 0] = state["conv.weight"].T.flip(-1)
-            model.conv.bias.copy_(state["conv.bias"])
+        if model.stem.conv is not None and model.stem.conv.bias is not None:
+            model.stem.conv.weight[:, 0] = state["conv.weight"].T.flip(-1)
+            model.stem.conv.bias.copy_(state["conv.bias"])
         model.norm.weight.copy_(state["norm.weight"])
         model.norm.bias.copy_(state["norm.bias"])
         for i, block in enumerate(model.layers()):
@@ -134,7 +138,7 @@ class BatchDecoder(torch.nn.Module):
         batch, bins = counts.shape[:2]
         blank = [counts.new_zeros(batch, bins, m.n_outputs) for m in self.modalities]
         hidden = torch.ones(batch, len(blank), bins, dtype=torch.bool)
-        _, outputs = self.model(self.session, counts, blank, lost, hidden)
+        _, outputs = self.model([self.session], counts, blank, lost, hidden)
         final = [
             o.softmax(-1) if m.kind == "categorical" else o
             for m, o in zip(self.modalities, outputs, strict=True)
@@ -224,7 +228,7 @@ def _modalities(model: Neds, recording: Recording, behaviours: list[str]) -> lis
     return [
         ModalityOut(name=b.name, kind=b.kind, n_outputs=b.spec.n_outputs, unit=b.unit,
                     classes=b.classes, sd=sd[b.name])
-        for _, b in _chosen(model, recording.state, behaviours)
+        for _, b, _ in _chosen(model, recording.state, behaviours)
     ]
 
 

@@ -23,6 +23,7 @@ Shapes: B sequences, T bins, N units, M behaviours, H hidden width, D head width
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -51,11 +52,16 @@ class BehaviourSpec:
 
 @dataclass(frozen=True)
 class SessionSpec:
-    """What the model must know of one session: its unit count and behaviours, in order."""
+    """What the model must know of one session: its unit count and behaviours, in order.
+
+    `places` names per unit where it was recorded (subject, probe, channel), for models whose
+    sessions share a map per place; empty otherwise.
+    """
 
     session: str
     n_units: int
     behaviours: tuple[BehaviourSpec, ...]
+    places: tuple[str, ...] = ()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -89,7 +95,7 @@ class Block(nn.Module):
         batch, tokens, width = x.shape
         qkv = self.qkv(self.norm1(x)).view(batch, tokens, 3, self.heads, width // self.heads)
         query, key, value = qkv.permute(2, 0, 3, 1, 4)  # each (B, heads, S, D)
-        query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        query, key = rotate(query, cos, sin).to(value), rotate(key, cos, sin).to(value)
         mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=sees)
         mixed = mixed.transpose(1, 2).reshape(batch, tokens, width).masked_fill(blind, 0.0)
         x = x + self.dropout(self.out(mixed))
@@ -99,13 +105,17 @@ class Block(nn.Module):
 
 
 class BehaviourStitch(nn.Module):
-    """A session's own way in and out for one behaviour."""
+    """A way in and out for one behaviour."""
 
     def __init__(self, spec: BehaviourSpec, width: int) -> None:
         super().__init__()
         self.spec = spec
         self.into = nn.Linear(spec.n_outputs, width)
         self.out = nn.Linear(width, spec.n_outputs)
+
+    def pieces(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Weight (n, H) and bias (H,) in, weight (H, n) and bias (n,) out."""
+        return self.into.weight.T, self.into.bias, self.out.weight.T, self.out.bias
 
 
 class Stitcher(nn.Module):
@@ -115,45 +125,117 @@ class Stitcher(nn.Module):
     layers, which is quadratic in the number of units).
     """
 
-    def __init__(self, spec: SessionSpec, width: int) -> None:
+    places: Tensor  # (N,) row of each unit in the shared tables, empty where nothing is shared
+
+    def __init__(self, spec: SessionSpec, width: int, places: list[int]) -> None:
         super().__init__()
         self.spec = spec
         self.spikes_in = nn.Linear(spec.n_units, width)
         self.spikes_out = nn.Linear(width, spec.n_units)
         self.behaviours = nn.ModuleList(BehaviourStitch(b, width) for b in spec.behaviours)
         self.embedding = nn.Parameter(torch.zeros(width))
+        self.register_buffer("places", torch.tensor(places, dtype=torch.long), persistent=False)
 
     def parts(self) -> list[BehaviourStitch]:
         """The behaviours' stitches, in the session's order."""
         return [part for part in self.behaviours if isinstance(part, BehaviourStitch)]
 
 
-class Neds(nn.Module):
-    """Spikes and behaviours of one session in, predictions of every modality out.
+class Stem(nn.Module):
+    """What spike tokens learn of the bins before them ahead of the attention, O(1) a bin.
 
-    1. counts (B, T, N) -> sqrt -> the session's linear map -> causal convolution -> spike tokens
-    2. behaviours, as the model sees them (B, T, n_outputs) -> linear maps -> behaviour tokens
-    3. hidden tokens become the mask token; modality and session embeddings are added
-    4. pre-norm transformer over the (1 + M) T tokens, ordered by modality, then bin
-    5. the session's heads: log spike rates (B, T, N) and one output per behaviour
+    A causal depthwise convolution, a recurrent layer, or nothing; added to its input. Its state
+    is all that a later call needs to go on where this one ended.
     """
 
     conv: nn.Conv1d | None
+    gru: nn.GRU | None
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.hidden
+        self.taps = config.conv
+        self.conv = nn.Conv1d(width, width, config.conv, groups=width) if config.conv else None
+        self.gru = nn.GRU(width, width, batch_first=True) if config.recurrent else None
+
+    def forward(
+        self, x: Tensor, state: tuple[Tensor | None, Tensor | None] = (None, None)
+    ) -> tuple[Tensor, tuple[Tensor | None, Tensor | None]]:
+        """x (B, T, H), zero where a bin is hidden; returns the same shape and the next state."""
+        past, memory = state
+        if self.conv is not None:
+            if past is None:
+                past = x.new_zeros(x.shape[0], self.taps - 1, x.shape[2])
+            padded = torch.cat((past, x), 1)
+            past = padded[:, padded.shape[1] - (self.taps - 1) :]
+            mixed = self.conv(padded.transpose(1, 2)).transpose(1, 2)
+            x = x + F.gelu(mixed, approximate="tanh")
+        if self.gru is not None:
+            remembered, memory = self.gru(x, memory)
+            x = x + remembered
+        return x, (past, memory)
+
+
+@dataclass(frozen=True)
+class Maps:
+    """The maps of G sessions as one batch computation needs them, padded to the most units.
+
+    Every pair is (weight, bias): into (G, n, H) and (G, 1, H), out (G, H, n) and (G, 1, n).
+    """
+
+    spikes_in: tuple[Tensor, Tensor]
+    spikes_out: tuple[Tensor, Tensor]
+    behaviours_in: list[tuple[Tensor, Tensor]]
+    behaviours_out: list[tuple[Tensor, Tensor]]
+    embedding: Tensor  # (G, H)
+
+
+def grouped(x: Tensor, pair: tuple[Tensor, Tensor]) -> Tensor:
+    """Map (B, T, n) whose B rows are G equal groups, each group with its own weights."""
+    weight, bias = pair
+    groups, batch, bins = weight.shape[0], x.shape[0], x.shape[1]
+    rows = x.reshape(groups, batch // groups * bins, x.shape[2])
+    return torch.baddbmm(bias.to(rows), rows, weight.to(rows)).view(batch, bins, -1)
+
+
+class Neds(nn.Module):
+    """Spikes and behaviours of one or more sessions in, predictions of every modality out.
+
+    1. counts (B, T, N) -> sqrt -> the session's linear map -> stem -> spike tokens
+    2. behaviours, as the model sees them (B, T, n_outputs) -> linear maps -> behaviour tokens
+    3. hidden tokens become the mask token; modality and session embeddings are added
+    4. pre-norm transformer; tokens of the same bin apart ("separate": ordered by modality, then
+       bin) or added up ("summed")
+    5. the session's heads: log spike rates (B, T, N) and one output per behaviour
+    """
+
     norm: nn.LayerNorm
 
     def __init__(self, config: ModelConfig, sessions: list[SessionSpec]) -> None:
         super().__init__()
         self.config = config
         width = config.hidden
-        names = sorted({b.name for s in sessions for b in s.behaviours})
+        specs = {b.name: b for s in sessions for b in s.behaviours}
+        names = sorted(specs)
         self.modality_index = {name: i + 1 for i, name in enumerate(names)}  # 0 is spikes
         self.index = {spec.session: i for i, spec in enumerate(sessions)}
-        self.stitchers = nn.ModuleList(Stitcher(spec, width) for spec in sessions)
+        places = sorted({place for s in sessions for place in s.places}) if config.shared else []
+        self.place_index = {place: i for i, place in enumerate(places)}
+        self.stitchers = nn.ModuleList(
+            Stitcher(s, width, [self.place_index[p] for p in s.places] if config.shared else [])
+            for s in sessions
+        )
+        if config.shared:
+            self.place_in = nn.Parameter(torch.empty(len(places), width))
+            self.place_out = nn.Parameter(torch.empty(len(places), width))
+            self.common = nn.ModuleList(BehaviourStitch(specs[name], width) for name in names)
         self.modality = nn.Parameter(torch.randn(1 + len(names), width) * 0.02)
         self.mask_token = nn.Parameter(torch.zeros(width))
         if config.form == "window":
             self.position = nn.Parameter(torch.randn(config.window, width) * 0.02)
-        self.conv = nn.Conv1d(width, width, config.conv, groups=width) if config.conv else None
+        if config.inputs == "table":
+            self.table = nn.Parameter(torch.arange(16.0).sqrt())
+        self.stem = Stem(config)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.LayerNorm(width)
         self.token_dropout = nn.Dropout(config.token_dropout)
@@ -167,76 +249,193 @@ class Neds(nn.Module):
             for block in self.layers():
                 for linear in (block.out, block.up, block.down):
                     linear.weight.mul_(scale)
+            if self.config.shared:
+                # What sessions share starts as one session's map would, their own part at zero.
+                units = max((s.spec.n_units for s in self.stitch_list()), default=1)
+                self.place_in.uniform_(-(units**-0.5), units**-0.5)
+                bound = self.config.hidden**-0.5
+                self.place_out.uniform_(-bound, bound)
+                for stitch in self.stitch_list():
+                    stitch.spikes_in.weight.zero_()
+                    stitch.spikes_out.weight.zero_()
+                    for part in stitch.parts():
+                        for parameter in part.parameters():
+                            parameter.zero_()
 
     def layers(self) -> list[Block]:
         """The transformer layers, first to last."""
         return [block for block in self.blocks if isinstance(block, Block)]
 
+    def stitch_list(self) -> list[Stitcher]:
+        """Every session's own parameters, in order."""
+        return [s for s in self.stitchers if isinstance(s, Stitcher)]
+
     def stitcher(self, session: str) -> Stitcher:
         """The session's own parameters; raises KeyError for a session the model does not have."""
-        stitch = self.stitchers[self.index[session]]
-        assert isinstance(stitch, Stitcher)
-        return stitch
+        return self.stitch_list()[self.index[session]]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.mask_token.device
+
+    def behaviours_of(self, sessions: Sequence[str]) -> list[BehaviourSpec]:
+        """The behaviours of these sessions in order of first appearance, as `forward` has them."""
+        found: dict[str, BehaviourSpec] = {}
+        for session in sessions:
+            for spec in self.stitcher(session).spec.behaviours:
+                found.setdefault(spec.name, spec)
+        return list(found.values())
+
+    def maps(self, sessions: Sequence[str], keep_own: Tensor | None = None) -> Maps:
+        """The sessions' own maps, with what they share added, stacked.
+
+        keep_own (G,) float: 0 takes a session's own part away, which leaves what a new session
+        without any data of its own would use. Its baseline rates and scaling stay.
+        """
+        stitches = [self.stitcher(s) for s in sessions]
+        keep = [None] * len(stitches) if keep_own is None else list(keep_own.unbind())
+        into = [_times(s.spikes_in.weight.T, k) for s, k in zip(stitches, keep, strict=True)]
+        out = [_times(s.spikes_out.weight, k) for s, k in zip(stitches, keep, strict=True)]
+        if self.config.shared:
+            into = [w + self.place_in[s.places] for w, s in zip(into, stitches, strict=True)]
+            out = [w + self.place_out[s.places] for w, s in zip(out, stitches, strict=True)]
+        behaviours_in, behaviours_out = [], []
+        for spec in self.behaviours_of(sessions):
+            pairs = [self._behaviour_maps(s, spec, k) for s, k in zip(stitches, keep, strict=True)]
+            behaviours_in.append((torch.stack([p[0] for p in pairs]),
+                                  torch.stack([p[1] for p in pairs])[:, None]))
+            behaviours_out.append((torch.stack([p[2] for p in pairs]),
+                                   torch.stack([p[3] for p in pairs])[:, None]))
+        return Maps(
+            spikes_in=(_stack(into),
+                       torch.stack([s.spikes_in.bias for s in stitches])[:, None]),
+            spikes_out=(_stack(out).transpose(1, 2),
+                        _stack([s.spikes_out.bias for s in stitches])[:, None]),
+            behaviours_in=behaviours_in,
+            behaviours_out=behaviours_out,
+            embedding=torch.stack([_times(s.embedding, k)
+                                   for s, k in zip(stitches, keep, strict=True)]),
+        )
+
+    def _behaviour_maps(
+        self, stitch: Stitcher, spec: BehaviourSpec, keep: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Weight (n, H) and bias (H,) in, weight (H, n) and bias (n,) out, of one session."""
+        own = [part for part in stitch.parts() if part.spec.name == spec.name]
+        if not own:  # zeros, for a session that lacks the behaviour: its tokens are hidden anyway
+            width, blank = self.config.hidden, self.mask_token.new_zeros
+            return (blank(spec.n_outputs, width), blank(width), blank(width, spec.n_outputs),
+                    blank(spec.n_outputs))
+        pieces = [_times(piece, keep) for piece in own[0].pieces()]
+        if self.config.shared:
+            common = self.common[self.modality_index[spec.name] - 1]
+            assert isinstance(common, BehaviourStitch)
+            pieces = [a + b for a, b in zip(pieces, common.pieces(), strict=True)]
+        return pieces[0], pieces[1], pieces[2], pieces[3]
 
     def forward(
         self,
-        session: str,
+        sessions: Sequence[str],
         counts: Tensor,
         behaviours: list[Tensor],
         hidden_spikes: Tensor,
         hidden_behaviours: Tensor,
         first_bin: int = 0,
+        absent: Tensor | None = None,
+        keep_own: Tensor | None = None,
     ) -> tuple[Tensor, list[Tensor]]:
         """Predict every modality of every bin.
 
-        counts (B, T, N) float; behaviours[m] (B, T, n_outputs) as `encode_behaviour` gives them;
-        hidden_spikes (B, T) and hidden_behaviours (B, M, T) bool, True where the token is hidden
-        or was never recorded. Returns log rates (B, T, N) and per behaviour (B, T, n_outputs).
+        The B rows are as many equal groups as there are sessions, in their order; N is the most
+        units of any of them, M the behaviours of `behaviours_of(sessions)`. counts (B, T, N)
+        float; behaviours[m] (B, T, n_outputs) as `encode_behaviour` gives them; hidden_spikes
+        (B, T) and hidden_behaviours (B, M, T) bool, True where the token is hidden or was never
+        recorded; absent (B, 1 + M, T) bool, True where it was never recorded: nothing ever sees
+        such a token. Returns log rates (B, T, N) and per behaviour (B, T, n_outputs).
         """
-        stitch = self.stitcher(session)
+        maps = self.maps(sessions, keep_own)
+        embedded, _ = self.embed_spikes(maps, counts, hidden_spikes)
+        x, visible = self.tokens(maps, sessions, embedded, behaviours, hidden_spikes,
+                                 hidden_behaviours)
         bins = counts.shape[1]
-        tokens = [self.spike_tokens(stitch, counts, hidden_spikes)]
-        for m, part in enumerate(stitch.parts()):
-            token = torch.where(
-                hidden_behaviours[:, m, :, None],
-                self.mask_token,
-                self.token_dropout(part.into(behaviours[m])),
-            )
-            tokens.append(token + self.modality[self.modality_index[part.spec.name]])
-        x = torch.cat(tokens, 1) + stitch.embedding  # (B, (1 + M) T, H)
-        if self.config.form == "window":
-            x = x + self.position[:bins].repeat(len(tokens), 1)
-        visible = torch.cat((~hidden_spikes, (~hidden_behaviours).flatten(1)), 1)
-        x = self.encode(x, visible, bins, first_bin)
-        parts = x.split(bins, dim=1)
-        outputs = [part.out(z) for part, z in zip(stitch.parts(), parts[1:], strict=True)]
-        return stitch.spikes_out(parts[0]), outputs
+        if absent is not None:
+            absent = absent.all(1) if self.config.tokens == "summed" else absent.flatten(1)
+        x = self.encode(x, visible, bins, first_bin, absent)
+        return self.heads(maps, x, bins)
 
-    def spike_tokens(self, stitch: Stitcher, counts: Tensor, hidden: Tensor) -> Tensor:
-        """Spike tokens (B, T, H): embedding, causal convolution, mask token where hidden.
+    def embed_spikes(
+        self, maps: Maps, counts: Tensor, hidden: Tensor,
+        state: tuple[Tensor | None, Tensor | None] = (None, None),
+    ) -> tuple[Tensor, tuple[Tensor | None, Tensor | None]]:
+        """Spike embeddings (B, T, H) after the stem, and the stem's state for the bins to come.
 
         counts (B, T, N) float, as recorded: the square root that evens out Poisson variance is
-        taken here. hidden (B, T) bool. Session embedding is not yet added, modality embedding is.
-        A hidden bin enters the convolution as zero, so its counts reach no other token.
+        taken here. A hidden bin enters the stem as zero, so its counts reach no other token.
         """
-        embedded = stitch.spikes_in(counts.sqrt()).masked_fill(hidden[..., None], 0.0)
-        if self.conv is not None:
-            padded = F.pad(embedded.transpose(1, 2), (self.config.conv - 1, 0))
-            embedded = embedded + F.gelu(self.conv(padded), approximate="tanh").transpose(1, 2)
-        tokens = torch.where(hidden[..., None], self.mask_token, self.token_dropout(embedded))
-        return tokens + self.modality[0]
+        if self.config.inputs == "sqrt":
+            counts = counts.sqrt()
+        elif self.config.inputs == "table":
+            counts = self.table[counts.clamp(max=15).long()]
+        embedded = grouped(counts, maps.spikes_in).masked_fill(hidden[..., None], 0.0)
+        result: tuple[Tensor, tuple[Tensor | None, Tensor | None]] = self.stem(embedded, state)
+        return result
 
-    def encode(self, x: Tensor, visible: Tensor, bins: int, first_bin: int) -> Tensor:
-        """Run the layers over x (B, S, H), S = (1 + M) T tokens ordered by modality then bin.
+    def tokens(
+        self, maps: Maps, sessions: Sequence[str], embedded: Tensor, behaviours: list[Tensor],
+        hidden_spikes: Tensor, hidden_behaviours: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Tokens (B, S, H) and which of them may be seen (B, S); S is T or (1 + M) T."""
+        order = [self.modality_index[b.name] for b in self.behaviours_of(sessions)]
+        values = [embedded] + [
+            grouped(b, pair) for b, pair in zip(behaviours, maps.behaviours_in, strict=True)
+        ]
+        hidden = [hidden_spikes, *hidden_behaviours.unbind(1)]
+        bins = embedded.shape[1]
+        summed = self.config.tokens == "summed"
+        parts = []
+        for index, value, hide in zip([0, *order], values, hidden, strict=True):
+            value = self.token_dropout(value)
+            if summed:  # the modality's embedding marks what is hidden
+                parts.append(torch.where(hide[..., None], self.modality[index].to(value), value))
+            else:
+                token = torch.where(hide[..., None], self.mask_token.to(value), value)
+                parts.append(token + self.modality[index])
+        visible = torch.stack([~h for h in hidden], 1)  # (B, 1 + M, T)
+        if summed:
+            x, visible = torch.stack(parts).sum(0), visible.any(1)
+        else:
+            x, visible = torch.cat(parts, 1), visible.flatten(1)
+        share = x.shape[0] // len(sessions)
+        x = x + maps.embedding.repeat_interleave(share, 0)[:, None]
+        if self.config.form == "window":
+            x = x + self.position[:bins].repeat(x.shape[1] // bins, 1)
+        return x, visible
 
-        `visible` (B, S) bool, False for hidden tokens; `first_bin` is the stream's position of the
-        first of the `bins` bins. Returns (B, S, H), after the last norm.
+    def heads(self, maps: Maps, x: Tensor, bins: int) -> tuple[Tensor, list[Tensor]]:
+        """Log rates and behaviour outputs from the encoder's output (B, S, H)."""
+        n = len(maps.behaviours_out)
+        parts = [x] * (1 + n) if self.config.tokens == "summed" else list(x.split(bins, dim=1))
+        outputs = [grouped(z, pair) for z, pair in zip(parts[1:], maps.behaviours_out, strict=True)]
+        return grouped(parts[0], maps.spikes_out), outputs
+
+    def encode(
+        self, x: Tensor, visible: Tensor, bins: int, first_bin: int, absent: Tensor | None = None
+    ) -> Tensor:
+        """Run the layers over x (B, S, H), S tokens ordered by modality then bin.
+
+        `visible` (B, S) bool, False for hidden tokens; `absent` (B, S), True where nothing was
+        recorded; `first_bin` is the stream's position of the first of the `bins` bins. Returns
+        (B, S, H), after the last norm.
         """
         groups = x.shape[1] // bins
         positions = torch.arange(first_bin, first_bin + bins)
         cos, sin = rotary_phases(positions, self.config.hidden // self.config.heads,
                                  self.config.rope_base)
-        cos, sin = cos.repeat(groups, 1).to(x), sin.repeat(groups, 1).to(x)
+        cos, sin = cos.repeat(groups, 1).to(x.device), sin.repeat(groups, 1).to(x.device)
+        everything = "all" if self.config.form == "window" else "visible"
+        if (self.config.attend or everything) == "all":
+            visible = torch.ones_like(visible) if absent is None else ~absent
         sees = self.attention_mask(visible, bins)
         blind = ~sees.any(-1, keepdim=True)  # (B, S, 1): a row without anything to see adds zero
         sees = (sees | blind)[:, None]
@@ -248,20 +447,27 @@ class Neds(nn.Module):
     def attention_mask(self, visible: Tensor, bins: int) -> Tensor:
         """Who sees whom, (B, S, S) bool: rows are queries, columns keys."""
         tokens = visible.shape[1]
-        if self.config.form == "window":
-            return torch.ones(visible.shape[0], tokens, tokens, dtype=torch.bool,
-                              device=visible.device)
         t = torch.arange(bins, device=visible.device)
         age = t[:, None] - t[None]
         band = (age >= 0) & (age < self.config.window)
+        if self.config.form == "window":
+            band = torch.ones_like(band)
         groups = tokens // bins
         return band.repeat(groups, groups)[None] & visible[:, None]
 
     @property
     def receptive_field(self) -> int:
-        """Bins of the past that can reach a bin's outputs in the streaming form."""
-        depth = self.config.layers * (self.config.window - 1)
-        return depth + max(self.config.conv - 1, 0)
+        """Bins of the past whose tokens can reach a bin's outputs by attention (stream form)."""
+        return self.config.layers * (self.config.window - 1)
+
+
+def _times(x: Tensor, factor: Tensor | None) -> Tensor:
+    return x if factor is None else x * factor
+
+
+def _stack(rows: list[Tensor]) -> Tensor:
+    """Stack tensors of unequal first size, padded with zeros at the end."""
+    return rows[0][None] if len(rows) == 1 else nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
 def encode_behaviour(spec: BehaviourSpec, values: Tensor, mean: Tensor, sd: Tensor) -> Tensor:
@@ -294,5 +500,5 @@ def poisson_null_log_rate(counts: Tensor) -> Tensor:
 
     counts (..., N). The small constant keeps a unit that is silent in training finite, at -7.
     """
-    mean = counts.flatten(0, -2).mean(0)
+    mean = counts.flatten(0, -2).sum(0) / max(1, counts.flatten(0, -2).shape[0])
     return (mean + math.exp(-7)).log()

@@ -74,7 +74,9 @@ class EagerLastBin(EagerWindow):
         model = self.decoder.model
         stitch = model.stitcher(self.decoder.session)
         order = [model.modality_index[b.name] for b in stitch.spec.behaviours]
-        tokens = model.spike_tokens(stitch, counts, lost)
+        maps = model.maps([self.decoder.session])
+        embedded, _ = model.embed_spikes(maps, counts, lost)
+        tokens = torch.where(lost[..., None], model.mask_token, embedded) + model.modality[0]
         x = torch.cat((tokens, (model.mask_token + model.modality[order])[None]), 1)
         last = torch.full((len(order),), self.window - 1)
         positions = torch.cat((torch.arange(self.window), last))

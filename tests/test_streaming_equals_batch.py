@@ -56,7 +56,7 @@ def stepped(name, bundle, counts, lost):
 
 def batch(bundle, counts, lost, chunk):
     """Torch's batch form over the whole stream, in chunks that overlap by the receptive field."""
-    past = unfold_model(bundle).receptive_field
+    past = unfold_model(bundle).receptive_field + bundle.manifest.shape.conv
     decoder = BatchDecoder(bundle).eval()
     parts = []
     with torch.inference_mode():

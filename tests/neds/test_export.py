@@ -52,7 +52,7 @@ def test_the_window_graph_equals_the_batch_form(trained, exported):
     _, _, recording, _ = trained
     bundle = read_bundle(exported[0])
     window = bundle.manifest.shape.window
-    counts = recording.counts[None, :window]
+    counts = recording.counts[None, :window].float()
     lost = torch.zeros(1, window, dtype=torch.bool)
     lost[0, 3:6] = True
     session = onnxruntime.InferenceSession(bundle.files["window.onnx"],

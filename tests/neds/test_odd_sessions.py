@@ -93,9 +93,11 @@ def test_the_window_form_sees_a_short_run_as_it_was_trained_on():
     hidden = torch.ones(1, 20, dtype=torch.bool)
     hidden[0, :8] = False
     with torch.inference_mode():
-        _, outputs = net("trials", counts, [torch.zeros(1, 20, e.shape[1])
-                                            for e in recording.encoded],
-                         hidden, torch.ones(1, 2, 20, dtype=torch.bool))
+        blank = [torch.zeros(1, 20, e.shape[1]) for e in recording.encoded]
+        absent = hidden[:, None].repeat(1, 3, 1)  # nothing sees what was never recorded
+        absent[:, 1:, :8] = ~recording.known[:, first:stop]
+        _, outputs = net(["trials"], counts, blank, hidden,
+                         torch.ones(1, 2, 20, dtype=torch.bool), absent=absent)
     decoded = decode_rows(net, recording, first, stop)
     np.testing.assert_allclose(decoded[1], outputs[1][0, :8].numpy(), atol=1e-5)
 
@@ -183,7 +185,7 @@ def test_two_sessions_train_together_and_one_twice_is_refused():
 def test_a_loss_that_is_not_finite_ends_the_training():
     knobs = msgspec.structs.replace(CONFIG.train, learning_rate=1e30, warmup=0.0, steps=50)
     config = msgspec.structs.replace(CONFIG, train=knobs)
-    with pytest.raises(BadInput, match=r"made: loss at step \d+: .*learning_rate"):
+    with pytest.raises(BadInput, match=r"training: loss at step \d+: .*learning_rate"):
         train(config, [prepared(make_session(bins=600))], progress=False)
 
 
