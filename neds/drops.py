@@ -80,6 +80,7 @@ def load_recordings(
     *,
     fit: bool = True,
     gap_bins: int | None = None,
+    spill: Path | None = None,
 ) -> tuple[list[Recording], RunConfig, DropReport]:
     """Read prepared sessions for one training run, leaving out what `usable` leaves out.
 
@@ -93,7 +94,7 @@ def load_recordings(
             raise BadInput(path, "session", "no such file", "a file written by neds prepare")
     if fit and not rebin and files:
         config = _fitted(files, config)
-    recordings, report = usable(files, config, rebin, gap_bins=gap_bins)
+    recordings, report = usable(files, config, rebin, gap_bins=gap_bins, spill=spill)
     return recordings, config, report
 
 
@@ -113,6 +114,7 @@ def usable(
     rebin: bool = False,
     *,
     gap_bins: int | None = None,
+    spill: Path | None = None,
 ) -> tuple[list[Recording], DropReport]:
     """Make recordings of the sessions that can be trained on; one at a time is held whole.
 
@@ -120,8 +122,8 @@ def usable(
     (unless `rebin` and a whole number of them makes one), or is shorter than a window; a behaviour
     that is unknown or constant on the training part, or is of another kind, width or classes than
     in most sessions; units below the recipe's rate. `gap_bins` between the parts defaults to the
-    recipe's window. Raises `BadInput` when no session is left, or when a behaviour the recipe
-    names is in none.
+    recipe's window; `spill` is a folder for counts, as in `to_recording`. Raises `BadInput` when no
+    session is left, or when a behaviour the recipe names is in none.
     """
     report, recordings = DropReport(), []
     seen: dict[str, str] = {}
@@ -134,7 +136,8 @@ def usable(
         seen[session.session] = where
         found |= set(session.behaviours)
         try:
-            recordings.append(_recording(session, config, rebin, gap_bins, report))
+            recordings.append(_recording(session, config, rebin, gap_bins, spill,
+                                         report))
         except BadInput as error:
             report.add("session", session.session, where, str(error))
     _check_names(config, found)
@@ -166,7 +169,12 @@ def _check_names(config: RunConfig, found: set[str]) -> None:
 
 
 def _recording(
-    session: Session, config: RunConfig, rebin: bool, gap_bins: int | None, report: DropReport
+    session: Session,
+    config: RunConfig,
+    rebin: bool,
+    gap_bins: int | None,
+    spill: Path | None,
+    report: DropReport,
 ) -> Recording:
     """One session's recording; its behaviours, units and bins that drop out go to the report."""
     notes = DropReport()  # of a session that fails below, only the session is reported
@@ -191,7 +199,7 @@ def _recording(
         notes.add("unit", session.session, "units",
                   f"below {config.data.min_rate_hz:g} Hz on the training part", lost)
     report.drops += notes.drops
-    return to_recording(binned, state)
+    return to_recording(binned, state, spill)
 
 
 def _in_bins(session: Session, config: RunConfig, rebin: bool, report: DropReport) -> Session:
@@ -240,7 +248,8 @@ def _teaches(
                        "absent from the training part; bins elsewhere counted",
                        int((codes == code).sum()))
     if unknown := int((~known).sum()):
-        report.add("bin", session.session, name, f"unknown (NaN), masked, of {len(values)}", unknown)
+        report.add("bin", session.session, name, f"unknown (NaN), masked, of {len(values)}",
+                   unknown)
     return True
 
 

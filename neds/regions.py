@@ -86,7 +86,11 @@ def unit_embeddings(model: Neds, session: str) -> NDArray[np.float32]:
         raise BadInput(session, "stitchers", type(into).__name__,
                        "linear ones, in which each unit has its own weights")
     with torch.no_grad():
-        both = torch.cat((into.weight.T, out.weight), 1)
+        columns, rows = into.weight.T, out.weight
+        if model.config.shared:  # what the model adds for the unit's place is part of its maps
+            columns = columns + model.place_in[stitch.places]
+            rows = rows + model.place_out[stitch.places]
+        both = torch.cat((columns, rows), 1)
     return np.asarray(both.float().cpu().numpy(), np.float32)
 
 
