@@ -93,13 +93,13 @@ def load_recordings(
         if not path.exists():
             raise BadInput(path, "session", "no such file", "a file written by neds prepare")
     if fit and not rebin and files:
-        config = _fitted(files, config)
+        config = fitted(files, config)
     recordings, report = usable(files, config, rebin, gap_bins=gap_bins, spill=spill)
     return recordings, config, report
 
 
-def _fitted(files: Sequence[Path], config: RunConfig) -> RunConfig:
-    """The recipe on the bins of the first session that can be read."""
+def fitted(files: Sequence[Path], config: RunConfig) -> RunConfig:
+    """The recipe on the bins of the first session that can be read (`neds.dataset.fit_bins`)."""
     for path in files:
         try:
             return fit_bins(config, read_session(path))

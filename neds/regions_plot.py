@@ -20,7 +20,7 @@ def confusion_matrices(tasks: Mapping[str, Mapping[str, Any]]) -> Any:
     size = max(3.0, 0.35 * side + 1.8)
     figure = Figure(figsize=(size * len(tasks) + 0.6, size))
     panels = figure.subplots(1, len(tasks), squeeze=False)[0]
-    shown = None
+    shown: Any = None
     for axis, (name, task) in zip(panels, tasks.items(), strict=True):
         regions = list(task["confusion"]["regions"])
         counts = np.asarray(task["confusion"]["counts"], np.float64)
