@@ -85,7 +85,9 @@ class Run:
         self.sampler = Sampler.make(recordings, self.knobs, config.model.form)
         self.optimiser = make_optimiser(self.model, self.knobs)
         self.factor = one_cycle(self.knobs)
-        self.averaged = copy.deepcopy(self.model) if self.knobs.ema else self.model
+        self.averaged = self.model
+        if self.knobs.ema:
+            self.averaged = copy.deepcopy(self.model).requires_grad_(False)
         self.step, self.best, self.best_step, self.stale = 0, -math.inf, 0, 0
         self.best_weights = self._weights()
         self.loss = torch.zeros(())
