@@ -91,7 +91,7 @@ def run_trial(
         if line.read()["prune"]:
             raise Pruned
 
-    scores = []
+    scores: list[float] = []
     for seed in seeds:
         knobs = msgspec.structs.replace(config.train, seed=seed)
         result = train(msgspec.structs.replace(config, train=knobs), recordings, progress=False,
