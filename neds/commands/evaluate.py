@@ -70,9 +70,9 @@ def run(args: argparse.Namespace) -> int:
         save(decoded_traces(state.behaviours, pairs, info.config.data.bin_size_s), Path(args.plot))
     seconds = round(time.monotonic() - started, 1)
     if args.json:
-        first, stop = recording.part(args.part)
+        rows = recording.rows(args.part)
         print(json.dumps({"session": state.session, "part": args.part,
-                          "first_bin": int(recording.bin[first]), "bins": stop - first,
+                          "first_bin": int(recording.bin[rows[0]]), "bins": len(rows),
                           "metrics": json_scores(metrics),
                           "baselines": {k: json_scores(v) for k, v in baselines.items()},
                           "seconds": seconds}))
