@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import copy
 from dataclasses import fields
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from neds.train import Inputs, Run, draw_inputs, inputs_loss, loss_weights
+
+if TYPE_CHECKING:
+    from neds.train import Inputs, Run
 
 WARM_STEPS = 3
 
@@ -35,6 +38,8 @@ class GraphedSteps:
         for group in run.optimiser.param_groups:
             group["capturable"] = True
             group["lr"] = torch.tensor(group["lr"], device=run.device)
+        from neds.train import loss_weights
+
         names = [r.state.session for r in run.recordings]
         self.weights = loss_weights(run.model, names, run.knobs).to(run.device)
         self.inputs = self._drawn(1, run.device)
@@ -42,10 +47,14 @@ class GraphedSteps:
         self._record()
 
     def _drawn(self, step: int, device: torch.device) -> Inputs:
+        from neds.train import draw_inputs
+
         run = self.run
         return draw_inputs(run.model, run.sampler, run.config, step, run.processes, device)
 
     def _step(self) -> Tensor:
+        from neds.train import inputs_loss
+
         run = self.run
         loss = inputs_loss(run.model, self.inputs, self.weights, run.processes)
         loss.backward()  # type: ignore[no-untyped-call]
@@ -57,6 +66,7 @@ class GraphedSteps:
         run = self.run
         run.model.train()
         before = copy.deepcopy(run.model.state_dict())
+        moments = copy.deepcopy({id(p): s for p, s in run.optimiser.state.items()})
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -70,18 +80,20 @@ class GraphedSteps:
             self.loss = self._step()
         # The warm-up steps were not part of the run.
         run.model.load_state_dict(before)
-        for state in run.optimiser.state.values():
-            for value in state.values():
-                value.zero_()
+        for parameter, state in run.optimiser.state.items():
+            kept = moments.get(id(parameter), {})
+            for name, value in state.items():
+                value.copy_(kept[name]) if name in kept else value.zero_()
 
-    def advance(self) -> None:
-        """Make the run's next step."""
+    def advance(self, progress: float | None = None) -> None:
+        """Make the run's next step, as `Run.advance`."""
         run = self.run
+        at = run.step if progress is None else progress * run.knobs.steps
         for group in run.optimiser.param_groups:
-            group["lr"].fill_(run.knobs.learning_rate * group["rate"] * run.factor(run.step))
+            group["lr"].fill_(run.knobs.learning_rate * group["rate"] * run.factor(at))
         run.step += 1
         run.model.train()
-        torch.manual_seed(run.knobs.seed * 1_000_003 + run.step)
+        run.processes.seed_dropout(run.knobs.seed, run.step)
         _copy(self._drawn(run.step, torch.device("cpu")), self.inputs)
         self.graph.replay()
         run.loss = self.loss

@@ -27,6 +27,7 @@ from neds.batches import Batch, Sampler, collate, drop_units, masks_for, step_ge
 from neds.config import MaskingConfig, RunConfig, TrainConfig
 from neds.dataset import Recording
 from neds.evaluate import decode_part, encode_part
+from neds.graphed import GraphedSteps, can_be_graphed
 from neds.masking import Masks
 from neds.metrics import bits_per_spike, score
 from neds.modalities import KINDS
@@ -171,6 +172,9 @@ def train(
     knobs = config.train
     if saved is not None:
         resume(run, saved)
+    advance = run.advance
+    if knobs.cuda_graph and budget_s is None and can_be_graphed(run):
+        advance = GraphedSteps(run).advance
     started = time.monotonic()
     bar = _progress(knobs.steps, run.step, progress and processes.rank == 0)
     while not run.done:
@@ -178,7 +182,7 @@ def train(
         share = None if budget_s is None else max(run.step / knobs.steps, spent / budget_s)
         if share is not None and share >= 1:
             break
-        run.advance(share)
+        advance(share)
         bar.update(1)
         if run.step % 20 == 0 or run.device.type == "cpu":
             run.check_finite()
