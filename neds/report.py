@@ -1,0 +1,225 @@
+"""`report.json`: one JSON object with every score of one or several sessions, and its writing."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from neds.checkpoint import SessionState
+from neds.dataset import Recording
+from neds.metrics import Estimate, json_scores, mean_estimate
+from neds.scoring import Context, Estimates, Settings, units_by_region
+from neds_rt.errors import BadInput
+
+Json = dict[str, Any]
+
+
+@dataclass(eq=False)
+class SessionReport:
+    """The scores of one session: the model's, by region, and the baselines' by their names."""
+
+    at: Context
+    scores: Estimates
+    regions: Estimates
+    baselines: dict[str, Estimates] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def as_json(self) -> Json:
+        """The session's entry of the report."""
+        recording, state = self.at.recording, self.at.recording.state
+        first, stop = recording.part(self.at.part)
+        units = {name: len(rows) for name, rows in units_by_region(recording).items()}
+        return {
+            "session": state.session,
+            "part": self.at.part,
+            "first_bin": int(recording.bin[first]),
+            "bins": stop - first,
+            "trials": None if self.at.trials is None else len(self.at.trials),
+            "blocks": {"of": self.at.blocks, "number": self.at.resampling.n_blocks},
+            **scores_json(self.scores, self.baselines),
+            "regions": {
+                name: {"units": units[name], **_values({name: row})[name]}
+                for name, row in self.regions.items()
+            },
+            "region_intervals": intervals(self.regions),
+            "unknown_bins": unknown_bins(recording, self.at.part),
+            "notes": notes(self.at),
+            "seconds": round(self.seconds, 1),
+        }
+
+
+def scores_json(scores: Estimates, baselines: Mapping[str, Estimates]) -> Json:
+    """`metrics`, `intervals`, `baselines` and `baseline_intervals`, all in the same shape."""
+    return {
+        "metrics": _values(scores),
+        "intervals": intervals(scores),
+        "baselines": {name: _values(rows) for name, rows in baselines.items()},
+        "baseline_intervals": {name: intervals(rows) for name, rows in baselines.items()},
+    }
+
+
+def assemble(reports: Sequence[SessionReport], settings: Settings, about: Json) -> Json:
+    """The whole report: means over sessions on top, each session below, `about` in front.
+
+    With one session its `session`, `part`, `first_bin` and `bins` stand on top as well. Intervals
+    of means are for these sessions on other stretches of time, not for other animals.
+    """
+    entries = [report.as_json() for report in reports]
+    names = list(dict.fromkeys(name for r in reports for name in r.baselines))
+    top: Json = {}
+    if len(entries) == 1:
+        top = {key: entries[0][key] for key in ("session", "first_bin", "bins")}
+    return {
+        **about,
+        **top,
+        "part": settings.part,
+        **scores_json(
+            means([r.scores for r in reports]),
+            {name: means([r.baselines[name] for r in reports if name in r.baselines])
+             for name in names},
+        ),
+        "regions": _merged_regions(reports),
+        "sessions": entries,
+        "settings": {
+            "tasks": list(settings.tasks), "block_s": settings.block_s,
+            "replicates": settings.replicates, "seed": settings.seed,
+            "forecast_bins": about.get("forecast_bins", settings.forecast_bins),
+            "conditions": list(settings.conditions), "level": 0.95,
+        },
+    }
+
+
+def means(scores: Sequence[Estimates]) -> Estimates:
+    """Mean over sessions of every metric, over the sessions that have it."""
+    result: dict[str, dict[str, list[Estimate]]] = {}
+    for session in scores:
+        for name, row in session.items():
+            for metric, estimate in row.items():
+                result.setdefault(name, {}).setdefault(metric, []).append(estimate)
+    return {
+        name: {metric: mean_estimate(found) for metric, found in row.items()}
+        for name, row in result.items()
+    }
+
+
+def intervals(scores: Estimates) -> dict[str, dict[str, list[float] | None]]:
+    """95 % intervals [low, high] in the shape of the scores, null where there is none."""
+    result: dict[str, dict[str, list[float] | None]] = {}
+    for name, row in scores.items():
+        ends = {metric: estimate.interval() for metric, estimate in row.items()}
+        result[name] = {m: None if e is None else list(e) for m, e in ends.items()}
+    return result
+
+
+def unknown_bins(recording: Recording, part: str) -> dict[str, int]:
+    """Bins of a part in which each behaviour is unknown, hence masked and not scored."""
+    first, stop = recording.part(part)
+    known = recording.known[:, first:stop].sum(1).tolist()
+    names = [b.name for b in recording.state.behaviours]
+    return {name: stop - first - n for name, n in zip(names, known, strict=True)}
+
+
+def notes(at: Context) -> list[str]:
+    """What a reader must know of scores that are null or left out, a sentence each."""
+    found: list[str] = []
+    recording, part = at.recording, at.part
+    first, stop = recording.part(part)
+    train = slice(*recording.part("train"))
+    for b in recording.state.behaviours:
+        values = recording.values[b.name]
+        here = values[first:stop][~np.isnan(values[first:stop]).any(1)]
+        if not len(here):
+            found.append(f"{b.name}: never known in the {part} part, no score")
+        elif (np.ptp(here, axis=0) == 0).any() and b.kind != "categorical":
+            found.append(f"{b.name}: constant in the {part} part, no R2")
+        if b.kind == "categorical":
+            for place, rows in (("train", values[train]), (part, here)):
+                absent = [c for i, c in enumerate(b.classes) if not (rows == i).any()]
+                if absent:
+                    found.append(f"{b.name}: no {', '.join(absent)} in the {place} part")
+    if at.trials is None:
+        found.append(f"no trial lies in the {part} part: PSTH and trial scores left out")
+    elif (at.trials.condition < 0).all():
+        found.append("no trial has a known condition: PSTH scores left out")
+    if len(at.resampling.weights) == 1:
+        found.append(f"{at.resampling.n_blocks} blocks: too few for intervals")
+    return list(dict.fromkeys(found))
+
+
+def check_kinds(states: Sequence[SessionState]) -> None:
+    """Raise `BadInput` where a behaviour's name stands for different kinds in two sessions."""
+    seen: dict[str, tuple[str, str]] = {}
+    for state in states:
+        for b in state.behaviours:
+            session, kind = seen.setdefault(b.name, (state.session, b.kind))
+            if kind != b.kind:
+                raise BadInput(state.session, f"behaviour {b.name}", b.kind,
+                               f"{kind} as in {session}, or another name")
+
+
+def check_folder(folder: Path) -> None:
+    """Raise `BadInput` unless files can be written in `folder`; makes it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder):
+            pass
+    except OSError as error:
+        raise BadInput(folder, "--out", error.strerror, "a folder to write in") from error
+
+
+def write_json(path: Path, report: Mapping[str, Any]) -> None:
+    """Write JSON so that a reader finds the old file or the new one. Raises `BadInput`."""
+    staged = path.with_name(f".{path.name}.{os.getpid()}.part")
+    text = json.dumps(report, indent=1, allow_nan=False) + "\n"
+    try:
+        staged.write_text(text)
+        os.replace(staged, path)
+    except OSError as error:
+        staged.unlink(missing_ok=True)
+        raise BadInput(path, "report", error.strerror, "a file that can be written") from error
+
+
+def read_report(path: Path) -> Json:
+    """Read a report (or the folder it lies in). Raises `BadInput` if it is none."""
+    path = path / "report.json" if path.is_dir() else path
+    try:
+        report = json.loads(path.read_bytes())
+    except OSError as error:
+        raise BadInput(path, "report", error.strerror, "a report.json of neds evaluate") from error
+    except ValueError as error:
+        raise BadInput(path, "report", error, "a report.json of neds evaluate") from error
+    if not isinstance(report, dict) or not isinstance(report.get("sessions"), list):
+        raise BadInput(path, "report", "no sessions", "a report.json of neds evaluate")
+    return report
+
+
+def session_scores(report: Json, metric: tuple[str, str]) -> dict[str, float]:
+    """{session: value} of one (behaviour or task, metric), where a session has it."""
+    found = {}
+    for entry in report["sessions"]:
+        value = entry["metrics"].get(metric[0], {}).get(metric[1])
+        if value is not None and math.isfinite(value):
+            found[entry["session"]] = float(value)
+    return found
+
+
+def _values(scores: Estimates) -> dict[str, dict[str, float | None]]:
+    return json_scores({n: {m: e.value for m, e in row.items()} for n, row in scores.items()})
+
+
+def _merged_regions(reports: Sequence[SessionReport]) -> dict[str, dict[str, Any]]:
+    """Mean over sessions of each region's scores, with its units and sessions counted."""
+    values = _values(means([r.regions for r in reports]))
+    result: dict[str, dict[str, Any]] = {}
+    for name, row in sorted(values.items()):
+        sizes = [len(units_by_region(r.at.recording)[name]) for r in reports if name in r.regions]
+        result[name] = {"units": sum(sizes), "sessions": len(sizes), **row}
+    return result
