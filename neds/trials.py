@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from neds.data.session import TRIAL_STARTS
 from neds.dataset import Recording
+from neds.metrics.resample import MIN_BLOCKS
 from neds_rt.errors import BadInput
 
 TRIAL_ENDS = ("end", "intervals_1")
@@ -110,8 +111,6 @@ def trial_blocks(trials: Trials | None, bins: NDArray[np.int64], block_bins: int
     A block is a trial and what follows it until the next one, where five trials or more lie in the
     part; else a stretch of `block_bins` bins of the clock. bins (T,): absolute bin of each row.
     """
-    from neds.metrics.resample import MIN_BLOCKS
-
     if trials is not None and len(trials) >= MIN_BLOCKS:
         rows = np.arange(len(bins))
         return np.searchsorted(np.sort(trials.extent[:, 0]), rows, side="right"), "trials"

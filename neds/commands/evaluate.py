@@ -142,7 +142,7 @@ def evaluate_session(
     state = info.session(args.session_id or session.session)
     bin_size_s = info.config.data.bin_size_s
     recording = match(session, state, bin_size_s)
-    if settings.ahead(model.config.window) >= model.config.window:
+    if settings.forecast_bins >= model.config.window:
         raise BadInput("--forecast-bins", "number", settings.forecast_bins,
                        f"fewer than the model's window of {model.config.window}")
     at = context(recording, session.trials, bin_size_s, settings)
@@ -295,6 +295,8 @@ def _names(text: str) -> list[str]:
 
 
 def _print_table(reports: list[SessionReport], settings: Settings) -> None:
+    import sys
+
     from rich.console import Console
     from rich.table import Table
 
@@ -313,7 +315,7 @@ def _print_table(reports: list[SessionReport], settings: Settings) -> None:
         for metric in metrics:
             cells = [_cell(scores.get(modality, {}).get(metric)) for scores in columns.values()]
             table.add_row(modality, metric, *cells)
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
 
 
 def _cell(estimate: Any) -> str:

@@ -67,7 +67,7 @@ def _continuous(truth: Floats, predicted: Floats, resampling: Resampling) -> dic
     correlation = ratio(covariance, np.sqrt(product), np.sqrt(floor))
     return {
         "r2": Estimate(r2_columns(truth, predicted, part).mean(1), upper=1.0),
-        "correlation": Estimate(correlation.mean(1), upper=1.0),
+        "correlation": Estimate(correlation.mean(1), upper=1.0, lower=-1.0),
     }
 
 
@@ -85,7 +85,7 @@ def _circular(truth: Floats, angle: Floats, resampling: Resampling) -> dict[str,
     off = np.degrees(np.abs(np.angle(np.exp(1j * (truth - angle)))))
     return {
         "circular_r2": Estimate((1 - spread).mean(1), upper=1.0),
-        "median_error_deg": Estimate(_weighted_median(off, part)),
+        "median_error_deg": Estimate(_weighted_median(off, part), upper=180.0, lower=0.0),
     }
 
 
@@ -123,8 +123,8 @@ def class_estimates(
     share = ratio(hits, total)
     balanced = ratio(np.nansum(share, 1), (total > 0).sum(1))
     return {
-        "balanced_accuracy": Estimate(balanced, upper=1.0),
-        "accuracy": Estimate(ratio(hits.sum(1), total.sum(1)), upper=1.0),
+        "balanced_accuracy": Estimate(balanced, upper=1.0, lower=0.0),
+        "accuracy": Estimate(ratio(hits.sum(1), total.sum(1)), upper=1.0, lower=0.0),
     }
 
 

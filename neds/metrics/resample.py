@@ -26,6 +26,7 @@ class Estimate:
 
     values: Floats
     upper: float = np.inf  # what the metric cannot exceed
+    lower: float = -np.inf
 
     @property
     def value(self) -> float:
@@ -44,7 +45,8 @@ class Estimate:
             return None
         tail = 50 * (1 - level)
         low, high = np.percentile(drawn, [tail, 100 - tail]) - drawn.mean() + self.value
-        return float(min(low, self.upper)), float(min(high, self.upper))
+        low, high = np.clip([low, high], self.lower, self.upper).tolist()
+        return low, high
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +113,7 @@ def mean_estimate(estimates: Sequence[Estimate]) -> Estimate:
     if len({len(e.values) for e in there}) > 1:
         n = 1
     values = np.mean([e.values[:n] for e in there], axis=0)
-    return Estimate(values, min(e.upper for e in there))
+    return Estimate(values, there[0].upper, there[0].lower)
 
 
 def ratio(numerator: Floats, denominator: Floats, floor: float | Floats = 0.0) -> Floats:
