@@ -52,13 +52,13 @@ def trial_panels(
             _averages(line[:2], row, condition, shown, seconds)
             _singles(picture, line[2:], row, condition, shown, seconds)
             line[0].set_ylabel(row.label)
-        width = rows[0].smooth * (seconds[1] - seconds[0]) if len(seconds) > 1 else 0.0
-        how = f", smoothed by {1000 * width:.0f} ms" if width else ""
-        for axis, title in zip(axes[0], (f"real mean{how}", f"predicted mean{how}", "real trials",
+        for axis, title in zip(axes[0], ("real mean", "predicted mean", "real trials",
                                          "predicted trials"), strict=True):
             axis.set_title(title)
-        for axis in axes[-1]:
-            axis.set_xlabel("seconds")
+        width = rows[0].smooth * (seconds[1] - seconds[0]) if len(seconds) > 1 else 0.0
+        for i, axis in enumerate(axes[-1]):
+            how = f", smoothed by {1000 * width:.0f} ms" if width and i < 2 else ""
+            axis.set_xlabel(f"seconds{how}")
         handles, texts = _key(shown, labels)
         picture.legend(handles, texts, loc="outside lower center", ncols=min(3, len(texts)))
     return picture

@@ -14,7 +14,8 @@ from neds.scoring import Context, Predictions
 from neds.trials import Trials
 
 SHOWN_UNITS = (0.95, 0.75, 0.5)
-"""Units in the picture, by where their encoding score ranks among all: good, fair and middling."""
+"""Units in the picture, by where their encoding score ranks: good, fair and middling ones. Of those
+above a spike a second, where there are as many: of others single spikes decide the score."""
 
 SMOOTH_S = 0.05  # of the Gaussian that units' averages are drawn with, not scored with
 
@@ -66,6 +67,8 @@ def unit_rows(at: Context, trials: Trials, predictions: Predictions) -> list[Tri
     if counts is None or rates is None:
         return []
     bits = unit_bits(counts, rates, np.array(at.recording.state.null_rates))
+    if np.isfinite(bits[at.fast]).sum() >= len(SHOWN_UNITS):
+        bits[~at.fast] = np.nan
     ranked = np.argsort(bits)[: int(np.isfinite(bits).sum())]  # NaN sorts last
     rows = []
     for share in SHOWN_UNITS if len(ranked) >= len(SHOWN_UNITS) else ():

@@ -31,7 +31,7 @@ def decoded_traces(
         for axis, (b, (truth, predicted), column) in zip(axes, rows, strict=True):
             n = min(len(truth), MAX_BINS)
             _draw(axis, b, truth[:n], predicted[:n], column, np.arange(n) * bin_size_s)
-        axes[-1].set_xlabel("seconds")
+        axes[-1].set_xlabel("seconds recorded")
     return picture
 
 
