@@ -55,9 +55,11 @@ class SessionState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def spec(self) -> SessionSpec:
         """What the model needs of it."""
-        places = tuple(f"{self.subject}/{u.probe}/{u.channel}" for u in self.units)
-        return SessionSpec(self.session, len(self.units),
-                           tuple(b.spec for b in self.behaviours), places)
+        return SessionSpec(
+            self.session, len(self.units), tuple(b.spec for b in self.behaviours),
+            channels=tuple(f"{self.subject}/{u.probe}/{u.channel}" for u in self.units),
+            regions=tuple(u.region for u in self.units),
+        )
 
 
 class CheckpointInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

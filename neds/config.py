@@ -39,7 +39,10 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     tokens: str = "separate"  # one token a modality and bin, or all of a bin "summed" into one
     attend: str = ""  # "visible" tokens or "all", hidden ones too; by the form where empty
     inputs: str = "sqrt"  # of spike counts; or "counts", or a learned "table" of their values
-    shared: bool = False  # maps shared by units of one place and by behaviours of one name
+    # What sessions share besides the backbone, each adding a part of its own: nothing (""), the
+    # maps of "behaviours" of one name, and further those of units on the same "channels" of a
+    # subject's probe (a chronic implant), or in the same brain "regions".
+    shared: str = ""
     dropout: float = 0.2
     token_dropout: float = 0.2
     rope_base: float = 10000.0
@@ -119,6 +122,7 @@ def check(config: RunConfig, where: str) -> None:
         ("tokens", model.tokens, ("separate", "summed")),
         ("attend", model.attend, ("", "visible", "all")),
         ("inputs", model.inputs, ("sqrt", "counts", "table")),
+        ("shared", model.shared, ("", "behaviours", "channels", "regions")),
     ):
         if value not in allowed:
             raise BadInput(where, f"model.{field}", repr(value), f"one of {allowed}")

@@ -54,14 +54,19 @@ class BehaviourSpec:
 class SessionSpec:
     """What the model must know of one session: its unit count and behaviours, in order.
 
-    `places` names per unit where it was recorded (subject, probe, channel), for models whose
-    sessions share a map per place; empty otherwise.
+    `channels` names per unit the channel it was recorded on (subject/probe/channel), `regions` its
+    brain region: what units of different sessions may have in common.
     """
 
     session: str
     n_units: int
     behaviours: tuple[BehaviourSpec, ...]
-    places: tuple[str, ...] = ()
+    channels: tuple[str, ...] = ()
+    regions: tuple[str, ...] = ()
+
+    def places(self, shared: str) -> tuple[str, ...]:
+        """Per unit the place whose map it shares with other sessions' units, if it does."""
+        return {"channels": self.channels, "regions": self.regions}.get(shared, ())
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -219,15 +224,15 @@ class Neds(nn.Module):
         names = sorted(specs)
         self.modality_index = {name: i + 1 for i, name in enumerate(names)}  # 0 is spikes
         self.index = {spec.session: i for i, spec in enumerate(sessions)}
-        places = sorted({place for s in sessions for place in s.places}) if config.shared else []
+        places = sorted({place for s in sessions for place in s.places(config.shared)})
         self.place_index = {place: i for i, place in enumerate(places)}
         self.stitchers = nn.ModuleList(
-            Stitcher(s, width, [self.place_index[p] for p in s.places] if config.shared else [])
+            Stitcher(s, width, [self.place_index[p] for p in s.places(config.shared)])
             for s in sessions
         )
+        self.place_in = nn.Parameter(torch.empty(len(places), width))
+        self.place_out = nn.Parameter(torch.empty(len(places), width))
         if config.shared:
-            self.place_in = nn.Parameter(torch.empty(len(places), width))
-            self.place_out = nn.Parameter(torch.empty(len(places), width))
             self.common = nn.ModuleList(BehaviourStitch(specs[name], width) for name in names)
         self.modality = nn.Parameter(torch.randn(1 + len(names), width) * 0.02)
         self.mask_token = nn.Parameter(torch.zeros(width))
@@ -256,8 +261,9 @@ class Neds(nn.Module):
                 bound = self.config.hidden**-0.5
                 self.place_out.uniform_(-bound, bound)
                 for stitch in self.stitch_list():
-                    stitch.spikes_in.weight.zero_()
-                    stitch.spikes_out.weight.zero_()
+                    if len(stitch.places):
+                        stitch.spikes_in.weight.zero_()
+                        stitch.spikes_out.weight.zero_()
                     for part in stitch.parts():
                         for parameter in part.parameters():
                             parameter.zero_()
@@ -297,7 +303,7 @@ class Neds(nn.Module):
         keep = [None] * len(stitches) if keep_own is None else list(keep_own.unbind())
         into = [_times(s.spikes_in.weight.T, k) for s, k in zip(stitches, keep, strict=True)]
         out = [_times(s.spikes_out.weight, k) for s, k in zip(stitches, keep, strict=True)]
-        if self.config.shared:
+        if len(self.place_in):
             into = [w + self.place_in[s.places] for w, s in zip(into, stitches, strict=True)]
             out = [w + self.place_out[s.places] for w, s in zip(out, stitches, strict=True)]
         behaviours_in, behaviours_out = [], []
