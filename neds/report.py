@@ -1,14 +1,9 @@
-"""`report.json`: one JSON object with every score of one or several sessions, and its writing."""
+"""What `report.json` holds: one JSON object with every score of one or several sessions."""
 
 from __future__ import annotations
 
-import json
-import math
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,34 +19,50 @@ Json = dict[str, Any]
 
 @dataclass(eq=False)
 class SessionReport:
-    """The scores of one session: the model's, by region, and the baselines' by their names."""
+    """The scores of one session: the model's, by region, and the baselines' by their names.
 
-    at: Context
+    `facts` is what else the report says of the session. The recording is not held: many sessions
+    are scored one after another.
+    """
+
+    facts: Json
     scores: Estimates
     regions: Estimates
+    region_units: dict[str, int]
     baselines: dict[str, Estimates] = field(default_factory=dict)
     seconds: float = 0.0
 
-    def as_json(self) -> Json:
-        """The session's entry of the report."""
-        recording, state = self.at.recording, self.at.recording.state
-        first, stop = recording.part(self.at.part)
+    @classmethod
+    def of(cls, at: Context, scores: Estimates, regions: Estimates) -> SessionReport:
+        """The report of a session's scores, without baselines yet."""
+        recording = at.recording
+        first, stop = recording.part(at.part)
         units = {name: len(rows) for name, rows in units_by_region(recording).items()}
-        return {
-            "session": state.session,
-            "part": self.at.part,
+        facts = {
+            "session": recording.state.session,
+            "part": at.part,
             "first_bin": int(recording.bin[first]),
             "bins": stop - first,
-            "trials": None if self.at.trials is None else len(self.at.trials),
-            "blocks": {"of": self.at.blocks, "number": self.at.resampling.n_blocks},
+            "trials": None if at.trials is None else len(at.trials),
+            "blocks": {"of": at.blocks, "number": at.resampling.n_blocks},
+            "unknown_bins": unknown_bins(recording, at.part),
+            "notes": notes(at),
+        }
+        return cls(facts, scores, regions, units)
+
+    @property
+    def session(self) -> str:
+        """The session's name."""
+        return str(self.facts["session"])
+
+    def as_json(self) -> Json:
+        """The session's entry of the report."""
+        return {
+            **self.facts,
             **scores_json(self.scores, self.baselines),
-            "regions": {
-                name: {"units": units[name], **_values({name: row})[name]}
-                for name, row in self.regions.items()
-            },
+            "regions": {name: {"units": self.region_units[name], **row}
+                        for name, row in _values(self.regions).items()},
             "region_intervals": intervals(self.regions),
-            "unknown_bins": unknown_bins(recording, self.at.part),
-            "notes": notes(self.at),
             "seconds": round(self.seconds, 1),
         }
 
@@ -91,7 +102,7 @@ def assemble(reports: Sequence[SessionReport], settings: Settings, about: Json) 
         "settings": {
             "tasks": list(settings.tasks), "block_s": settings.block_s,
             "replicates": settings.replicates, "seed": settings.seed,
-            "forecast_bins": about.get("forecast_bins", settings.forecast_bins),
+            "forecast_bins": settings.forecast_bins,
             "conditions": list(settings.conditions), "level": 0.95,
         },
     }
@@ -165,52 +176,6 @@ def check_kinds(states: Sequence[SessionState]) -> None:
                                f"{kind} as in {session}, or another name")
 
 
-def check_folder(folder: Path) -> None:
-    """Raise `BadInput` unless files can be written in `folder`; makes it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder):
-            pass
-    except OSError as error:
-        raise BadInput(folder, "--out", error.strerror, "a folder to write in") from error
-
-
-def write_json(path: Path, report: Mapping[str, Any]) -> None:
-    """Write JSON so that a reader finds the old file or the new one. Raises `BadInput`."""
-    staged = path.with_name(f".{path.name}.{os.getpid()}.part")
-    text = json.dumps(report, indent=1, allow_nan=False) + "\n"
-    try:
-        staged.write_text(text)
-        os.replace(staged, path)
-    except OSError as error:
-        staged.unlink(missing_ok=True)
-        raise BadInput(path, "report", error.strerror, "a file that can be written") from error
-
-
-def read_report(path: Path) -> Json:
-    """Read a report (or the folder it lies in). Raises `BadInput` if it is none."""
-    path = path / "report.json" if path.is_dir() else path
-    try:
-        report = json.loads(path.read_bytes())
-    except OSError as error:
-        raise BadInput(path, "report", error.strerror, "a report.json of neds evaluate") from error
-    except ValueError as error:
-        raise BadInput(path, "report", error, "a report.json of neds evaluate") from error
-    if not isinstance(report, dict) or not isinstance(report.get("sessions"), list):
-        raise BadInput(path, "report", "no sessions", "a report.json of neds evaluate")
-    return report
-
-
-def session_scores(report: Json, metric: tuple[str, str]) -> dict[str, float]:
-    """{session: value} of one (behaviour or task, metric), where a session has it."""
-    found = {}
-    for entry in report["sessions"]:
-        value = entry["metrics"].get(metric[0], {}).get(metric[1])
-        if value is not None and math.isfinite(value):
-            found[entry["session"]] = float(value)
-    return found
-
-
 def _values(scores: Estimates) -> dict[str, dict[str, float | None]]:
     return json_scores({n: {m: e.value for m, e in row.items()} for n, row in scores.items()})
 
@@ -220,6 +185,6 @@ def _merged_regions(reports: Sequence[SessionReport]) -> dict[str, dict[str, Any
     values = _values(means([r.regions for r in reports]))
     result: dict[str, dict[str, Any]] = {}
     for name, row in sorted(values.items()):
-        sizes = [len(units_by_region(r.at.recording)[name]) for r in reports if name in r.regions]
+        sizes = [r.region_units[name] for r in reports if name in r.regions]
         result[name] = {"units": sum(sizes), "sessions": len(sizes), **row}
     return result

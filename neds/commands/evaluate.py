@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from neds.dataset import Recording
     from neds.model import Neds
     from neds.report import SessionReport
-    from neds.scoring import Context, Estimates, Predictions, Settings
+    from neds.scoring import Context, Predictions, Settings
 
 BASELINES = ("ridge", "gru")
 PICTURES = ("svg", "png", "pdf", "none")
@@ -60,34 +60,45 @@ def run(args: argparse.Namespace) -> int:
     import time
 
     from neds.checkpoint import load_checkpoint
-    from neds.report import assemble, check_folder, check_kinds, write_json
+    from neds.report import assemble, check_kinds
+    from neds.report_output import check_folder, print_table, write_json
 
     settings, wanted = check_arguments(args)
     started = time.monotonic()
     model, info = load_checkpoint(Path(args.checkpoint))
     check_kinds(info.sessions)
+    settings = _with_forecast(settings, model.config.window)
     paths = session_paths(info.provenance, args.session, args.session_id)
     _check_single(args, paths)
     folder = Path(args.out) if args.out else Path(f"{str(args.checkpoint).rstrip('/')}-report")
     check_folder(folder)
     reports: list[SessionReport] = []
-    about = _about(args, info, settings.ahead(model.config.window))
+    contexts: list[Context] = []  # held for the baselines alone
+    about = _about(args, info)
     report: dict[str, Any] = {}
-    for path in paths:
-        done, predictions = evaluate_session(model, info, path, settings, wanted, args)
-        _refuse_twice(done, reports)
-        reports.append(done)
-        about["plots"] += _draw(folder, args, done.at, predictions)
-        report = assemble(reports, settings, about)
+
+    def write() -> None:
+        report.update(assemble(reports, settings, about))
         report["seconds"] = round(time.monotonic() - started, 1)
         write_json(folder / "report.json", report)
+
+    for path in paths:
+        done, at, predictions = evaluate_session(model, info, path, settings, args)
+        _refuse_twice(done, reports)
+        reports.append(done)
+        contexts += [at] if wanted else []
+        about["plots"] += _draw(folder, args, at, predictions)
+        write()
+    for name in wanted:
+        score_baseline(name, contexts, reports)
+        write()
     if args.against:
         report["plots"] += _scatter(folder, args, report)
         write_json(folder / "report.json", report)
     if args.json:
         print(json.dumps(report, allow_nan=False))
     else:
-        _print_table(reports, settings)
+        print_table(reports, settings.part)
         print(f"wrote {folder / 'report.json'}")
     return 0
 
@@ -95,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
 def check_arguments(args: argparse.Namespace) -> tuple[Settings, list[str]]:
     """What to score and which baselines. Raises `BadInput` before the first minute of work."""
     from neds.plots import check_picture
-    from neds.report import read_report
+    from neds.report_output import read_report
     from neds.scoring import TASKS, Settings
     from neds_rt.errors import BadInput
 
@@ -125,36 +136,30 @@ def check_arguments(args: argparse.Namespace) -> tuple[Settings, list[str]]:
 
 
 def evaluate_session(
-    model: Neds, info: CheckpointInfo, path: Path, settings: Settings, baselines: list[str],
-    args: argparse.Namespace,
-) -> tuple[SessionReport, Predictions]:
+    model: Neds, info: CheckpointInfo, path: Path, settings: Settings, args: argparse.Namespace
+) -> tuple[SessionReport, Context, Predictions]:
     """Read, predict and score one session, and write its predictions if asked."""
     import time
 
     from neds.data.store import read_session
     from neds.dataset import match
     from neds.report import SessionReport
+    from neds.report_output import write_predictions
     from neds.scoring import context, predict, score_all
-    from neds_rt.errors import BadInput
 
     started = time.monotonic()
     session = read_session(path)
     state = info.session(args.session_id or session.session)
     bin_size_s = info.config.data.bin_size_s
     recording = match(session, state, bin_size_s)
-    if settings.forecast_bins >= model.config.window:
-        raise BadInput("--forecast-bins", "number", settings.forecast_bins,
-                       f"fewer than the model's window of {model.config.window}")
     at = context(recording, session.trials, bin_size_s, settings)
     predictions = predict(model, recording, settings)
     scores, regions = score_all(at, predictions)
     if args.predictions:
-        _write_predictions(Path(args.predictions), recording, settings.part, predictions)
-    result = SessionReport(at, scores, regions)
-    for name in baselines:
-        result.baselines[name] = _baseline(name, at)
+        write_predictions(Path(args.predictions), recording, settings.part, predictions)
+    result = SessionReport.of(at, scores, regions)
     result.seconds = time.monotonic() - started
-    return result, predictions
+    return result, at, predictions
 
 
 def session_paths(
@@ -197,65 +202,52 @@ def _check_single(args: argparse.Namespace, paths: list[Path]) -> None:
 def _refuse_twice(done: SessionReport, reports: list[SessionReport]) -> None:
     from neds_rt.errors import BadInput
 
-    name = done.at.recording.state.session
-    if any(name == r.at.recording.state.session for r in reports):
-        raise BadInput(name, "session", "given twice", "every session once")
+    if any(done.session == report.session for report in reports):
+        raise BadInput(done.session, "session", "given twice", "every session once")
 
 
-def _about(args: argparse.Namespace, info: CheckpointInfo, ahead: int) -> dict[str, Any]:
-    from neds.checkpoint import created_by
-
-    return {"checkpoint": str(args.checkpoint), "step": info.step, "form": info.config.model.form,
-            "created_by": created_by(), "forecast_bins": ahead, "plots": []}
-
-
-def _baseline(name: str, at: Context) -> Estimates:
-    """A baseline's decoding scores, on the same rows and blocks."""
-    import numpy as np
-
-    from neds.baselines import GruConfig, gru_part, ridge, train_gru
-    from neds.scoring import score_decoding
-
-    recording, part = at.recording, at.part
-    n = len(recording.state.behaviours)
-    if not n:
-        return {}
-    runs = recording.runs_within(part)
-    if name == "gru":
-        predictions = gru_part(train_gru(recording, GruConfig()), recording, part)
-    else:
-        rows = np.concatenate([np.arange(a, b) for a, b in runs])
-        predictions = [ridge(recording, m)[rows] for m in range(n)]
-    first, stop = recording.part(part)
-    truths = [recording.values[b.name][first:stop] for b in recording.state.behaviours]
-    return score_decoding(at, list(zip(truths, predictions, strict=True)))
-
-
-def _write_predictions(
-    path: Path, recording: Recording, part: str, predictions: Predictions
-) -> None:
-    import os
-    import tempfile
-
-    import numpy as np
+def _with_forecast(settings: Settings, window: int) -> Settings:
+    """The settings with the bins to forecast as a number that the model's window allows."""
+    from dataclasses import replace
 
     from neds_rt.errors import BadInput
 
-    first, stop = recording.part(part)
-    arrays: dict[str, Any] = {"bin": recording.bin[first:stop]}
-    for b, (truth, predicted) in zip(
-        recording.state.behaviours, predictions.pairs, strict=True
-    ):
-        arrays[f"{b.name}.truth"] = truth
-        arrays[f"{b.name}.predicted"] = predicted
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder:
-            staged = Path(folder) / "predictions.npz"
-            np.savez(staged, **arrays)
-            os.replace(staged, path)
-    except OSError as error:
-        raise BadInput(path, "predictions", error.strerror, "a file that can be written") from error
+    if settings.forecast_bins >= window:
+        raise BadInput("--forecast-bins", "number", settings.forecast_bins,
+                       f"fewer than the model's window of {window}")
+    return replace(settings, forecast_bins=settings.ahead(window))
+
+
+def _about(args: argparse.Namespace, info: CheckpointInfo) -> dict[str, Any]:
+    from neds.checkpoint import created_by
+
+    return {"checkpoint": str(args.checkpoint), "step": info.step, "form": info.config.model.form,
+            "created_by": created_by(), "plots": []}
+
+
+def score_baseline(name: str, contexts: list[Context], reports: list[SessionReport]) -> None:
+    """Fit a baseline, score it on the same rows and blocks, and add that to the reports."""
+    from neds.scoring import score_decoding
+
+    for at, report in zip(contexts, reports, strict=True):
+        behaviours = at.recording.state.behaviours
+        if not behaviours:
+            continue
+        first, stop = at.recording.part(at.part)
+        truths = [at.recording.values[b.name][first:stop] for b in behaviours]
+        predictions = _decode(name, at.recording, at.part)
+        report.baselines[name] = score_decoding(at, list(zip(truths, predictions, strict=True)))
+
+
+def _decode(name: str, recording: Recording, part: str) -> list[Any]:
+    import numpy as np
+
+    from neds.baselines import GruConfig, gru_part, ridge, train_gru
+
+    if name == "gru":
+        return list(gru_part(train_gru(recording, GruConfig()), recording, part))
+    rows = np.concatenate([np.arange(a, b) for a, b in recording.runs_within(part)])
+    return [ridge(recording, m)[rows] for m in range(len(recording.state.behaviours))]
 
 
 def _draw(
@@ -274,7 +266,7 @@ def _draw(
 def _scatter(folder: Path, args: argparse.Namespace, report: dict[str, Any]) -> list[str]:
     """A scatter of each session's score against another report's, for every headline metric."""
     from neds.plots import save, session_scatter
-    from neds.report import read_report, session_scores
+    from neds.report_output import read_report, session_scores
 
     other = read_report(Path(args.against))
     names = []
@@ -292,34 +284,3 @@ def _scatter(folder: Path, args: argparse.Namespace, report: dict[str, Any]) -> 
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _print_table(reports: list[SessionReport], settings: Settings) -> None:
-    import sys
-
-    from rich.console import Console
-    from rich.table import Table
-
-    from neds.report import means
-
-    names = list(reports[0].baselines)
-    columns = {"neds": means([r.scores for r in reports])}
-    columns |= {name: means([r.baselines[name] for r in reports]) for name in names}
-    who = reports[0].at.recording.state.session
-    if len(reports) > 1:
-        who = f"mean of {len(reports)} sessions"
-    table = Table(title=f"{who}, {settings.part} part, 95 % intervals")
-    for column in ("modality", "metric", *columns):
-        table.add_column(column)
-    for modality, metrics in columns["neds"].items():
-        for metric in metrics:
-            cells = [_cell(scores.get(modality, {}).get(metric)) for scores in columns.values()]
-            table.add_row(modality, metric, *cells)
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
-
-
-def _cell(estimate: Any) -> str:
-    if estimate is None or estimate.value != estimate.value:
-        return ""
-    ends = estimate.interval()
-    return f"{estimate.value:.3f}" + ("" if ends is None else f" [{ends[0]:.3f}, {ends[1]:.3f}]")

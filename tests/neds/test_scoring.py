@@ -13,15 +13,8 @@ from neds.dataset import describe, match, to_recording
 from neds.evaluate import encode_part
 from neds.metrics import bits_per_spike
 from neds.plots.session import draw_session
-from neds.report import (
-    SessionReport,
-    assemble,
-    check_kinds,
-    notes,
-    read_report,
-    unknown_bins,
-    write_json,
-)
+from neds.report import SessionReport, assemble, check_kinds, notes, unknown_bins
+from neds.report_output import read_report, write_json
 from neds.scoring import Settings, context, predict, score_all, units_by_region
 from neds.spike_tasks import co_smooth_part, forecast_part, held_units
 from neds.train import build_model
@@ -272,7 +265,8 @@ def test_unknown_constant_and_absent_are_noted(tried):
 
 def test_the_report_of_two_sessions_holds_means_and_each_session(tried):
     _, _, _, at, _, scores, regions = tried
-    one = SessionReport(at, scores, regions, baselines={"ridge": {"velocity": scores["velocity"]}})
+    one = SessionReport.of(at, scores, regions)
+    one.baselines["ridge"] = {"velocity": scores["velocity"]}
     single = assemble([one], QUICK, {"checkpoint": "run"})
     assert single["session"] == "made"
     assert single["bins"] == 180
