@@ -300,45 +300,46 @@ class Neds(nn.Module):
         without any data of its own would use. Its baseline rates and scaling stay.
         """
         stitches = [self.stitcher(s) for s in sessions]
-        keep = [None] * len(stitches) if keep_own is None else list(keep_own.unbind())
-        into = [_times(s.spikes_in.weight.T, k) for s, k in zip(stitches, keep, strict=True)]
-        out = [_times(s.spikes_out.weight, k) for s, k in zip(stitches, keep, strict=True)]
+        # Few large operations: a graphics card pays for each of them, whatever its size.
+        keep = None if keep_own is None else keep_own.view(-1, 1, 1)
+        into = _padded([s.spikes_in.weight.T for s in stitches])
+        out = _padded([s.spikes_out.weight for s in stitches])
+        into, out = _times(into, keep), _times(out, keep)
         if len(self.place_in):
-            into = [w + self.place_in[s.places] for w, s in zip(into, stitches, strict=True)]
-            out = [w + self.place_out[s.places] for w, s in zip(out, stitches, strict=True)]
-        behaviours_in, behaviours_out = [], []
-        for spec in self.behaviours_of(sessions):
-            pairs = [self._behaviour_maps(s, spec, k) for s, k in zip(stitches, keep, strict=True)]
-            behaviours_in.append((torch.stack([p[0] for p in pairs]),
-                                  torch.stack([p[1] for p in pairs])[:, None]))
-            behaviours_out.append((torch.stack([p[2] for p in pairs]),
-                                   torch.stack([p[3] for p in pairs])[:, None]))
+            places = nn.utils.rnn.pad_sequence([s.places for s in stitches], batch_first=True,
+                                               padding_value=-1)
+            known = (places >= 0)[..., None]
+            into = into + self.place_in[places] * known
+            out = out + self.place_out[places] * known
+        embedding = torch.stack([s.embedding for s in stitches])[:, None]
+        specs = self.behaviours_of(sessions)
+        behaviours = [self._behaviour_maps(stitches, spec, keep) for spec in specs]
         return Maps(
-            spikes_in=(_stack(into),
-                       torch.stack([s.spikes_in.bias for s in stitches])[:, None]),
-            spikes_out=(_stack(out).transpose(1, 2),
-                        _stack([s.spikes_out.bias for s in stitches])[:, None]),
-            behaviours_in=behaviours_in,
-            behaviours_out=behaviours_out,
-            embedding=torch.stack([_times(s.embedding, k)
-                                   for s, k in zip(stitches, keep, strict=True)]),
+            spikes_in=(into, torch.stack([s.spikes_in.bias for s in stitches])[:, None]),
+            spikes_out=(out.transpose(1, 2),
+                        _padded([s.spikes_out.bias for s in stitches])[:, None]),
+            behaviours_in=[(b[0], b[1]) for b in behaviours],
+            behaviours_out=[(b[2], b[3]) for b in behaviours],
+            embedding=_times(embedding, keep)[:, 0],
         )
 
     def _behaviour_maps(
-        self, stitch: Stitcher, spec: BehaviourSpec, keep: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Weight (n, H) and bias (H,) in, weight (H, n) and bias (n,) out, of one session."""
-        own = [part for part in stitch.parts() if part.spec.name == spec.name]
-        if not own:  # zeros, for a session that lacks the behaviour: its tokens are hidden anyway
-            width, blank = self.config.hidden, self.mask_token.new_zeros
-            return (blank(spec.n_outputs, width), blank(width), blank(width, spec.n_outputs),
-                    blank(spec.n_outputs))
-        pieces = [_times(piece, keep) for piece in own[0].pieces()]
+        self, stitches: list[Stitcher], spec: BehaviourSpec, keep: Tensor | None
+    ) -> list[Tensor]:
+        """Weight (G, n, H) and bias (G, 1, H) in, weight (G, H, n) and bias (G, 1, n) out."""
+        width, blank = self.config.hidden, self.mask_token.new_zeros
+        # Zeros for a session that lacks the behaviour: its tokens are hidden anyway.
+        lacking = (blank(spec.n_outputs, width), blank(width), blank(width, spec.n_outputs),
+                   blank(spec.n_outputs))
+        rows = [next((p.pieces() for p in s.parts() if p.spec.name == spec.name), lacking)
+                for s in stitches]
+        stacked = [torch.stack(pieces) for pieces in zip(*rows, strict=True)]
+        stacked = [_times(x if x.ndim == 3 else x[:, None], keep) for x in stacked]
         if self.config.shared:
             common = self.common[self.modality_index[spec.name] - 1]
             assert isinstance(common, BehaviourStitch)
-            pieces = [a + b for a, b in zip(pieces, common.pieces(), strict=True)]
-        return pieces[0], pieces[1], pieces[2], pieces[3]
+            stacked = [x + piece for x, piece in zip(stacked, common.pieces(), strict=True)]
+        return stacked
 
     def forward(
         self,
@@ -471,9 +472,19 @@ def _times(x: Tensor, factor: Tensor | None) -> Tensor:
     return x if factor is None else x * factor
 
 
-def _stack(rows: list[Tensor]) -> Tensor:
-    """Stack tensors of unequal first size, padded with zeros at the end."""
-    return rows[0][None] if len(rows) == 1 else nn.utils.rnn.pad_sequence(rows, batch_first=True)
+def _padded(rows: list[Tensor]) -> Tensor:
+    """Stack tensors of unequal first size, filled up with zeros at the end."""
+    if len(rows) == 1:
+        return rows[0][None]
+    sizes = [len(row) for row in rows]
+    most, total = max(sizes), sum(sizes)
+    flat = torch.cat([*rows, rows[0].new_zeros(1, *rows[0].shape[1:])])
+    index = torch.full((len(rows), most), total)
+    start = 0
+    for row, size in zip(index, sizes, strict=True):
+        row[:size] = torch.arange(start, start + size)
+        start += size
+    return flat[index.to(flat.device, non_blocking=True)]
 
 
 def encode_behaviour(spec: BehaviourSpec, values: Tensor, mean: Tensor, sd: Tensor) -> Tensor:
