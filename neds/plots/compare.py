@@ -59,6 +59,7 @@ def session_scatter(
         axis.plot(a, b, "o", ms=5, color=COLOURS["neds"], alpha=0.8, mew=0)
         axis.set(xlim=(low - edge, high + edge), ylim=(low - edge, high + edge),
                  xlabel=f"{xlabel}, {metric}", ylabel=f"{ylabel}, {metric}", aspect="equal")
+        axis.locator_params(nbins=5)
         axis.set_title(f"better in {int((b > a).sum())} of {len(names)} sessions, "
                        f"mean {b.mean() - a.mean():+.3f}" if names else "no session in common",
                        loc="left")

@@ -39,7 +39,8 @@ def trial_panels(
     """For each row: real and predicted PSTHs, then real and predicted single trials.
 
     condition (n,) indexes `labels`, -1 unknown (those trials are not shown); seconds (L,) from the
-    event. Trials are sorted by condition; a bar beside them has its PSTH's colour.
+    event. Trials are sorted by condition; a bar beside them has its PSTH's colour. Unknown bins are
+    pale blue.
     """
     number = np.bincount(condition[condition >= 0], minlength=len(labels))
     shown = np.sort(np.argsort(-number, kind="stable")[:MAX_CONDITIONS])
@@ -92,11 +93,12 @@ def _singles(
     step = seconds[1] - seconds[0] if len(seconds) > 1 else 1.0
     extent = (seconds[0], seconds[-1] + step, len(order), 0)
     low, high = _scale(row.truth[order])
+    grey = _greys()
     for axis, traces in zip(axes, (row.truth, row.predicted), strict=True):
-        known = traces[order]
+        known = np.where(np.isnan(row.truth[order]), np.nan, traces[order])
         if row.smooth:
             low, high = _scale(known)
-        image = axis.imshow(known, aspect="auto", interpolation="nearest", cmap="Greys",
+        image = axis.imshow(known, aspect="auto", interpolation="nearest", cmap=grey,
                             extent=extent, vmin=low, vmax=high)
         picture.colorbar(image, ax=axis, pad=0.02, fraction=0.06)
         axis.set_yticks([])
@@ -121,6 +123,13 @@ def smoothed(trace: Floats, sd: float) -> Floats:
     total = np.convolve(np.where(known, trace, 0.0), kernel)[near]
     held = np.convolve(known, kernel)[near]
     return np.where(known, total / np.where(known, held, 1.0), np.nan)
+
+
+def _greys() -> Any:
+    """Greys on which unknown bins are not mistaken for a value."""
+    import matplotlib as mpl
+
+    return mpl.colormaps["Greys"].with_extremes(bad="#dce6f2")
 
 
 def _scale(traces: Floats) -> tuple[float, float]:
