@@ -107,8 +107,8 @@ def ridge_solver(x: Floats, y: Floats) -> Callable[[float], Floats]:
 
 
 def _rows(recording: Recording, part: str, known: NDArray[np.bool_]) -> NDArray[np.int64]:
-    first, stop = recording.part(part)
-    return first + np.flatnonzero(known[first:stop])
+    rows = recording.rows(part)
+    return rows[known[rows]]
 
 
 class GruDecoder(nn.Module):

@@ -49,6 +49,7 @@ class Sampler:
     batch: int
     sessions: int  # a batch
     bins: int
+    sizes: Tensor  # (G,) training bins of each recording
 
     @classmethod
     def make(cls, recordings: Sequence[Recording], knobs: TrainConfig, form: str) -> Sampler:
@@ -59,13 +60,12 @@ class Sampler:
         sessions = min(knobs.sessions_per_batch, len(recordings))
         while knobs.batch % sessions:
             sessions -= 1
-        return cls(recordings, knobs.batch, sessions, bins)
+        sizes = [float(sum(b - a for a, b in r.runs_within("train"))) for r in recordings]
+        return cls(recordings, knobs.batch, sessions, bins, torch.tensor(sizes))
 
     def rows(self, generator: torch.Generator) -> list[tuple[Recording, Tensor, Tensor]]:
         """Draw sessions, and of each rows (B / G, T) and whether they are there."""
-        sizes = torch.tensor([float(r.part("train")[1] - r.part("train")[0])
-                              for r in self.recordings])
-        picked = torch.multinomial(sizes, self.sessions, generator=generator).tolist()
+        picked = torch.multinomial(self.sizes, self.sessions, generator=generator).tolist()
         share = self.batch // self.sessions
         return [(self.recordings[i],
                  *draw_rows(self.recordings[i], share, self.bins, generator)) for i in picked]

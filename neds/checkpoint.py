@@ -51,6 +51,16 @@ class SessionState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     behaviours: list[BehaviourState]
     null_rates: list[float]  # mean count per bin on the training part
     split: dict[str, list[int]]  # part -> [first row, one past the last] on the session's bins
+    trials: dict[str, list[int]] | None = None  # random split: part -> its runs; split says nothing
+
+    @property
+    def train_bins(self) -> int:
+        """Bins in the training part; of a random split, that share of all bins."""
+        first, stop = self.split["train"]
+        if self.trials is None:
+            return stop - first
+        dealt = sum(len(numbers) for numbers in self.trials.values())
+        return round((stop - first) * len(self.trials["train"]) / dealt)
 
     @property
     def spec(self) -> SessionSpec:

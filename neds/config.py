@@ -22,6 +22,9 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     bin_size_s: float = 0.02
     behaviours: list[str] = []  # names to decode; empty takes all the session has
     fractions: tuple[float, float, float] = (0.74, 0.06, 0.2)  # train, validation, test, in time
+    split: str = "blocked"  # parts contiguous in time; "random": trials at random, for parity only
+    split_seed: int = 42  # of the random split
+    scaling: str = "zscore"  # of continuous behaviours, or "minmax": to [0, 1]
     min_rate_hz: float = 0.0  # units below this rate on the training part are dropped
 
 
@@ -142,6 +145,10 @@ def check(config: RunConfig, where: str) -> None:
         raise BadInput(where, "masking", shares, "five probabilities that sum to 1")
     if not 0 < masking.ratio < 1:
         raise BadInput(where, "masking.ratio", masking.ratio, "between 0 and 1")
+    for field, allowed in (("split", ("blocked", "random")), ("scaling", ("zscore", "minmax"))):
+        if getattr(config.data, field) not in allowed:
+            raise BadInput(where, f"data.{field}", repr(getattr(config.data, field)),
+                           " or ".join(map(repr, allowed)))
     if abs(sum(config.data.fractions) - 1) > 1e-6 or min(config.data.fractions) <= 0:
         raise BadInput(where, "data.fractions", config.data.fractions, "three shares that sum to 1")
     for name in ("steps", "batch", "sessions_per_batch", "bins", "validate_every"):
@@ -152,6 +159,7 @@ def check(config: RunConfig, where: str) -> None:
 # What each number must satisfy, in words and as a test that NaN fails too.
 RANGES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
     ("data.min_rate_hz", "0 or more", lambda v: 0 <= v < math.inf),
+    ("data.split_seed", "from 0 to 2^63 - 1", lambda v: 0 <= v < 2**63),
     ("model.dropout", "from 0 to below 1", lambda v: 0 <= v < 1),
     ("model.token_dropout", "from 0 to below 1", lambda v: 0 <= v < 1),
     ("model.rope_base", "above 1", lambda v: 1 < v < math.inf),

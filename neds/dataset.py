@@ -21,7 +21,7 @@ from neds.checkpoint import BehaviourState, SessionState
 from neds.config import DataConfig, RunConfig
 from neds.data.checks import naming
 from neds.data.session import Binned, Counts, Session
-from neds.data.windows import fit_scaling, split, units_above
+from neds.data.windows import fit_scaling, split, split_trials, units_above
 from neds.model import encode_behaviour
 from neds_rt.bundle import Unit
 from neds_rt.errors import BadInput
@@ -46,15 +46,24 @@ class Recording:
     runs: NDArray[np.int64]
 
     def part(self, name: str) -> tuple[int, int]:
-        """Row range [first, stop) of "train", "val" or "test"."""
+        """Row range [first, stop) of "train", "val" or "test"; `BadInput` if split at random."""
+        if self.state.trials is not None:
+            raise BadInput(self.state.session, f"{name} part", "trials split at random",
+                           "data.split = 'blocked', which gives parts in time")
         first, stop = self.state.split[name]
         return first, stop
 
     def runs_within(self, name: str) -> list[tuple[int, int]]:
         """The runs of consecutive bins, cut to one part; empty ones left out."""
+        if self.state.trials is not None:
+            return [(a, b) for a, b in self.runs[self.state.trials[name]].tolist()]
         first, stop = self.part(name)
         cut = [(max(a, first), min(b, stop)) for a, b in self.runs.tolist()]
         return [(a, b) for a, b in cut if b > a]
+
+    def rows(self, name: str) -> NDArray[np.int64]:
+        """The rows of one part, (n,) int64."""
+        return np.concatenate([np.arange(a, b) for a, b in self.runs_within(name)])
 
 
 def fit_bins(config: RunConfig, session: Session) -> RunConfig:
@@ -91,9 +100,8 @@ def describe(session: Session, config: DataConfig, gap_bins: int) -> tuple[Binne
         session.behaviour(name)  # refuses an unknown name, listing those there are
     binned = session.binned(config.bin_size_s)
     with naming(session.session):
-        parts = split(binned, config.fractions, gap_bins)
-    train = slice(*parts.train)
-    keep = units_above(binned, parts.train, config.min_rate_hz)
+        parts, trials, train = _parts(binned, session.session, config, gap_bins)
+    keep = units_above(binned, train, config.min_rate_hz)
     if not keep.size:
         raise BadInput(session.session, "data.min_rate_hz", config.min_rate_hz,
                        "a rate that some unit reaches on the training part")
@@ -101,7 +109,7 @@ def describe(session: Session, config: DataConfig, gap_bins: int) -> tuple[Binne
     for name in names:
         behaviour = session.behaviours[name]
         with naming(session.session):
-            mean, sd = fit_scaling(name, behaviour.kind, binned.values[name][train])
+            mean, sd = fit_scaling(name, behaviour.kind, binned.values[name][train], config.scaling)
         states.append(BehaviourState(
             name=name, kind=behaviour.kind, width=behaviour.width,
             classes=list(behaviour.classes), unit=behaviour.unit,
@@ -114,9 +122,23 @@ def describe(session: Session, config: DataConfig, gap_bins: int) -> tuple[Binne
         unit_rows=keep.tolist(),
         behaviours=states,
         null_rates=null_rates(binned.counts[train][:, keep]).tolist(),
-        split={"train": list(parts.train), "val": list(parts.val), "test": list(parts.test)},
+        split=parts,
+        trials=trials,
     )
     return binned, state
+
+
+def _parts(
+    binned: Binned, session: str, config: DataConfig, gap_bins: int
+) -> tuple[dict[str, list[int]], dict[str, list[int]] | None, slice | NDArray[np.int64]]:
+    """The split as `SessionState` keeps it, its trials if drawn at random, and training rows."""
+    if config.split == "random":
+        trials = split_trials(binned, session, config.fractions, config.split_seed)
+        runs = binned.runs()[trials["train"]]
+        everything = {part: [0, len(binned)] for part in trials}
+        return everything, trials, np.concatenate([np.arange(a, b) for a, b in runs])
+    parts = split(binned, config.fractions, gap_bins)
+    return {k: list(v) for k, v in parts._asdict().items()}, None, slice(*parts.train)
 
 
 def null_rates(counts: NDArray[np.uint16]) -> NDArray[np.float64]:
@@ -131,33 +153,37 @@ def null_rates(counts: NDArray[np.uint16]) -> NDArray[np.float64]:
 def to_recording(binned: Binned, state: SessionState, spill: Path | None = None) -> Recording:
     """Turn a binned session into tensors with the scalers and units of `state`.
 
-    With `spill`, a folder, the counts go to a file there and are mapped into memory, so that many
-    sessions take no more memory than the batches drawn from them.
+    With `spill`, a folder, all that has T rows goes to files there and is mapped into memory,
+    so that many sessions take no more memory than the batches drawn from them.
     """
+    def kept(name: str, rows: NDArray[Any]) -> NDArray[Any]:
+        return rows if spill is None else _spilled(rows, spill, f"{state.session}.{name}")
+
     rows = binned.counts[:, state.unit_rows]
     small = rows.max(initial=0) <= 255
     rows = np.ascontiguousarray(rows, np.uint8 if small else np.int32)
-    counts = torch.from_numpy(rows if spill is None else _spilled(rows, spill / state.session))
     encoded, known = [], []
-    for b in state.behaviours:
+    for m, b in enumerate(state.behaviours):
         values = torch.from_numpy(binned.values[b.name])
         mean, sd = torch.tensor(b.mean), torch.tensor(b.sd)
-        encoded.append(encode_behaviour(b.spec, values, mean, sd))
+        scaled = encode_behaviour(b.spec, values, mean, sd).numpy()
+        encoded.append(torch.from_numpy(kept(f"encoded{m}", scaled)))
         known.append(~torch.isnan(values).any(1))
     return Recording(
         state=state,
-        counts=counts,
+        counts=torch.from_numpy(kept("counts", rows)),
         encoded=encoded,
-        known=torch.stack(known) if known else torch.zeros(0, len(counts), dtype=torch.bool),
-        values={b.name: binned.values[b.name] for b in state.behaviours},
-        bin=binned.bin,
+        known=torch.stack(known) if known else torch.zeros(0, len(rows), dtype=torch.bool),
+        values={b.name: kept(f"values{m}", binned.values[b.name])
+                for m, b in enumerate(state.behaviours)},
+        bin=kept("bin", binned.bin),
         runs=binned.runs(),
     )
 
 
-def _spilled(rows: NDArray[Any], path: Path) -> NDArray[Any]:
+def _spilled(rows: NDArray[Any], folder: Path, name: str) -> NDArray[Any]:
     """The same array, in a file of its own, mapped copy-on-write (torch wants it writeable)."""
-    path = path.with_suffix(".npy")
+    path = folder / f"{name}.npy"
     np.save(path, rows)
     mapped: NDArray[Any] = np.load(path, mmap_mode="c")
     return mapped

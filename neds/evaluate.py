@@ -89,8 +89,7 @@ def encode_part(
 
 def part_counts(recording: Recording, part: str) -> Floats:
     """Counts (T, N) float32 of all rows of a part."""
-    first, stop = recording.part(part)
-    return recording.counts[first:stop].float().numpy()
+    return recording.counts[torch.from_numpy(recording.rows(part))].float().numpy()
 
 
 def evaluate(model: Neds, recording: Recording, part: str) -> dict[str, dict[str, float]]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
 from neds.checkpoint import SessionState
 from neds.dataset import Recording
@@ -36,13 +37,13 @@ class SessionReport:
     def of(cls, at: Context, scores: Estimates, regions: Estimates) -> SessionReport:
         """The report of a session's scores, without baselines yet."""
         recording = at.recording
-        first, stop = recording.part(at.part)
-        units = {name: len(rows) for name, rows in units_by_region(recording).items()}
+        rows = recording.rows(at.part)
+        units = {name: len(own) for name, own in units_by_region(recording).items()}
         facts = {
             "session": recording.state.session,
             "part": at.part,
-            "first_bin": int(recording.bin[first]),
-            "bins": stop - first,
+            "first_bin": int(recording.bin[rows[0]]),
+            "bins": len(rows),
             "trials": None if at.trials is None else len(at.trials),
             "blocks": {"of": at.blocks, "number": at.resampling.n_blocks},
             "unknown_bins": unknown_bins(recording, at.part),
@@ -132,21 +133,20 @@ def intervals(scores: Estimates) -> dict[str, dict[str, list[float] | None]]:
 
 def unknown_bins(recording: Recording, part: str) -> dict[str, int]:
     """Bins of a part in which each behaviour is unknown, hence masked and not scored."""
-    first, stop = recording.part(part)
-    known = recording.known[:, first:stop].sum(1).tolist()
+    rows = recording.rows(part)
+    known = recording.known[:, torch.from_numpy(rows)].sum(1).tolist()
     names = [b.name for b in recording.state.behaviours]
-    return {name: stop - first - n for name, n in zip(names, known, strict=True)}
+    return {name: len(rows) - n for name, n in zip(names, known, strict=True)}
 
 
 def notes(at: Context) -> list[str]:
     """What a reader must know of scores that are null or left out, a sentence each."""
     found: list[str] = []
     recording, part = at.recording, at.part
-    first, stop = recording.part(part)
-    train = slice(*recording.part("train"))
+    scored, train = recording.rows(part), recording.rows("train")
     for b in recording.state.behaviours:
         values = recording.values[b.name]
-        here = values[first:stop][~np.isnan(values[first:stop]).any(1)]
+        here = values[scored][~np.isnan(values[scored]).any(1)]
         if not len(here):
             found.append(f"{b.name}: never known in the {part} part, no score")
         elif (np.ptp(here, axis=0) == 0).any() and b.kind != "categorical":

@@ -70,8 +70,7 @@ def write_predictions(
     path: Path, recording: Recording, part: str, predictions: Predictions
 ) -> None:
     """Write `bin` (T,) and each behaviour's NAME.truth and NAME.predicted of a part, atomically."""
-    first, stop = recording.part(part)
-    arrays: dict[str, Any] = {"bin": recording.bin[first:stop]}
+    arrays: dict[str, Any] = {"bin": recording.bin[recording.rows(part)]}
     for b, (truth, predicted) in zip(
         recording.state.behaviours, predictions.pairs, strict=True
     ):

@@ -98,9 +98,8 @@ def context(
 ) -> Context:
     """Trials and bootstrap blocks of a part. Raises `BadInput` for an unknown condition column."""
     trials = trials_within(trial_table, recording, settings.part, bin_size_s, settings.conditions)
-    first, stop = recording.part(settings.part)
-    block, name = trial_blocks(trials, recording.bin[first:stop],
-                               round(settings.block_s / bin_size_s))
+    bins = recording.bin[recording.rows(settings.part)]
+    block, name = trial_blocks(trials, bins, round(settings.block_s / bin_size_s))
     # Sessions draw apart, else resamples of several with as many blocks would move together.
     own = zlib.crc32(recording.state.session.encode())
     resampling = Resampling.draw(block, settings.replicates, [settings.seed, own])
@@ -201,8 +200,8 @@ def decided_by_trial(at: Context, behaviour: BehaviourState) -> bool:
 
     A property of what is asked, not of a prediction; nothing is fitted with it.
     """
-    first, stop = at.recording.part(at.part)
-    return constant_in_trials(at.recording.values[behaviour.name][first:stop], at.trials)
+    rows = at.recording.rows(at.part)
+    return constant_in_trials(at.recording.values[behaviour.name][rows], at.trials)
 
 
 def _has_conditions(at: Context) -> bool:

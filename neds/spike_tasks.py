@@ -79,17 +79,20 @@ def co_smooth_part(
 
 def silenced(recording: Recording, part: str, units: NDArray[np.int64]) -> Recording:
     """The rows of one part alone, from row 0, with the counts of some units zeroed."""
-    first, stop = recording.part(part)
-    counts = recording.counts[first:stop].clone()
+    rows = recording.rows(part)
+    taken = torch.from_numpy(rows)
+    counts = recording.counts[taken]  # a copy
     counts[:, units] = 0
+    lengths = [stop - first for first, stop in recording.runs_within(part)]
+    stops = np.cumsum(lengths)
     return replace(
         recording,
         counts=counts,
-        encoded=[e[first:stop] for e in recording.encoded],
-        known=recording.known[:, first:stop],
-        values={name: values[first:stop] for name, values in recording.values.items()},
-        bin=recording.bin[first:stop],
-        runs=np.array(recording.runs_within(part), np.int64) - first,
+        encoded=[e[taken] for e in recording.encoded],
+        known=recording.known[:, taken],
+        values={name: values[rows] for name, values in recording.values.items()},
+        bin=recording.bin[rows],
+        runs=np.stack([stops - lengths, stops], 1),
     )
 
 
@@ -101,7 +104,7 @@ def forecast_part(
     Windows are `model.config.window` bins, or a whole run where that is shorter, half a window (or
     `ahead`, if more) apart. None where no run is longer than `ahead`.
     """
-    base = recording.part(part)[0]
+    own = recording.rows(part)
     rows: list[NDArray[np.int64]] = []
     rates: list[Floats] = []
     for starts, length in _windows(model, recording, part, ahead):
@@ -109,13 +112,14 @@ def forecast_part(
             first = torch.tensor(starts[i : i + BATCH])
             taken = first[:, None] + torch.arange(length)
             log_rates = _forecast(model, recording, taken, ahead)
-            rows.append(taken[:, length - ahead :].reshape(-1).numpy() - base)
+            rows.append(taken[:, length - ahead :].reshape(-1).numpy())
             rates.append(log_rates.exp().numpy().reshape(-1, log_rates.shape[-1]))
     if not rows:
         return None
     joined = np.concatenate(rows)
-    counts = recording.counts[torch.from_numpy(joined + base)].float().numpy()
-    return RatePrediction(counts, np.concatenate(rates), joined, np.arange(counts.shape[1]))
+    counts = recording.counts[torch.from_numpy(joined)].float().numpy()
+    place = np.searchsorted(own, joined)
+    return RatePrediction(counts, np.concatenate(rates), place, np.arange(counts.shape[1]))
 
 
 def _windows(

@@ -65,9 +65,9 @@ def build_model(config: RunConfig, recordings: list[Recording]) -> Neds:
     model = Neds(config.model, specs)
     with torch.no_grad():
         for recording in recordings:
-            first, stop = recording.part("train")
+            rows = torch.from_numpy(recording.rows("train"))
             stitch = model.stitcher(recording.state.session)
-            stitch.spikes_out.bias.copy_(poisson_null_log_rate(recording.counts[first:stop]))
+            stitch.spikes_out.bias.copy_(poisson_null_log_rate(recording.counts[rows]))
     return model
 
 

@@ -81,8 +81,7 @@ def trials_within(
     stop = _column(table, TRIAL_ENDS)
     if stop is None:  # then a trial lasts until the next, and the last one has no known end
         stop = np.r_[start[1:], np.nan]
-    first, after = recording.part(part)
-    bins = recording.bin[first:after]
+    bins = recording.bin[recording.rows(part)]
     slack = 1e-3
     begin = np.ceil(start / bin_size_s - slack)
     end = np.floor(stop / bin_size_s + slack)

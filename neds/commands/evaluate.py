@@ -233,8 +233,8 @@ def score_baseline(name: str, contexts: list[Context], reports: list[SessionRepo
         behaviours = at.recording.state.behaviours
         if not behaviours:
             continue
-        first, stop = at.recording.part(at.part)
-        truths = [at.recording.values[b.name][first:stop] for b in behaviours]
+        rows = at.recording.rows(at.part)
+        truths = [at.recording.values[b.name][rows] for b in behaviours]
         predictions = _decode(name, at.recording, at.part)
         report.baselines[name] = score_decoding(at, list(zip(truths, predictions, strict=True)))
 

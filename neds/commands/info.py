@@ -78,8 +78,7 @@ def _checkpoint(path: Path) -> dict[str, Any]:
             s.session: {
                 "units": len(s.units),
                 "behaviours": [b.name for b in s.behaviours],
-                "train_hours": round((s.split["train"][1] - s.split["train"][0])
-                                     * info.config.data.bin_size_s / 3600, 3),
+                "train_hours": round(s.train_bins * info.config.data.bin_size_s / 3600, 3),
             }
             for s in info.sessions
         },

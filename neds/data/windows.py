@@ -5,6 +5,7 @@ Neighbouring bins are correlated, so parts are contiguous in time and lie a wind
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -56,6 +57,30 @@ def split(
     return parts
 
 
+def split_trials(
+    binned: Binned, session: str, fractions: Sequence[float] = (0.7, 0.1, 0.2), seed: int = 42
+) -> dict[str, list[int]]:
+    """Deal the trials of a trial-aligned recording to the parts at random: part -> run numbers.
+
+    For comparison with published numbers only: behind a random split a test trial has neighbours in
+    training, and whatever drifts slowly is known. The permutation depends on `seed` and the
+    session's name alone. Raises `BadInput` for a recording that is not made of short runs, or when
+    a part gets no trial.
+    """
+    runs = binned.runs()
+    longest = int((runs[:, 1] - runs[:, 0]).max())
+    if longest > SHORT_RUN * len(binned):
+        raise BadInput("split", "random", f"a run of {longest} of {len(binned)} bins",
+                       "a trial-aligned recording of many short runs")
+    order = np.random.default_rng([seed, zlib.crc32(session.encode())]).permutation(len(runs))
+    cuts = [int(share * len(runs) + 1e-9) for share in np.cumsum(fractions)[:2]]
+    parts = dict(zip(Split._fields, np.split(order, cuts), strict=True))
+    for name, share in zip(Split._fields, fractions, strict=True):
+        if share > 0 and not len(parts[name]):
+            raise BadInput("split", f"{name} part", f"no trial left of {len(runs)}", "more trials")
+    return {name: sorted(part.tolist()) for name, part in parts.items()}
+
+
 def _between_runs(binned: Binned, row: int) -> int:
     """Move a cut out of a short run, to its nearer end."""
     runs = binned.runs()
@@ -77,12 +102,13 @@ def _before_gap(binned: Binned, row: int, gap_bins: int) -> int:
 
 
 def fit_scaling(
-    name: str, kind: str, values: NDArray[np.float32]
+    name: str, kind: str, values: NDArray[np.float32], scaling: str = "zscore"
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Mean and sd with which `neds.model.encode_behaviour` scales a behaviour.
 
     Fitted on `values` (T, width) of the training rows; NaN rows are left out. Continuous: (width,)
-    each, with sd 1 for a column that never changes. Other kinds are not scaled: angles get 0 and 1
+    each, with sd 1 for a column that never changes; with scaling "minmax" the minimum and the range
+    take their places. Other kinds are not scaled: angles get 0 and 1
     (2 * width,), categories nothing (0,). Raises `BadInput` when no row is known.
     """
     known = values[np.isfinite(values).all(axis=1)].astype(np.float64)
@@ -93,11 +119,17 @@ def fit_scaling(
         return np.zeros(0), np.zeros(0)
     if kind == "circular":
         return np.zeros(2 * values.shape[1]), np.ones(2 * values.shape[1])
-    sd = known.std(axis=0)
-    return known.mean(axis=0), np.where(sd > 1e-9, sd, 1.0)
+    if scaling == "minmax":
+        centre, spread = known.min(axis=0), np.ptp(known, axis=0)
+    else:
+        centre, spread = known.mean(axis=0), known.std(axis=0)
+    return centre, np.where(spread > 1e-9, spread, 1.0)
 
 
-def units_above(binned: Binned, part: Range, min_rate_hz: float) -> NDArray[np.int64]:
+def units_above(
+    binned: Binned, part: Range | slice | NDArray[np.int64], min_rate_hz: float
+) -> NDArray[np.int64]:
     """Return the indices of the units whose mean rate on the rows of `part` reaches the rate."""
-    rate = binned.counts[slice(*part)].mean(axis=0) / binned.bin_size_s
+    rows = slice(*part) if isinstance(part, tuple) else part
+    rate = binned.counts[rows].mean(axis=0) / binned.bin_size_s
     return np.flatnonzero(rate >= min_rate_hz)

@@ -22,6 +22,7 @@ from neds.trials import constant_in_trials, trial_votes, trials_within
 from neds_rt.errors import BadInput
 from tests.neds.conftest import BIN_S, make_session
 from tests.neds.test_odd_sessions import CONFIG
+from tests.neds.test_odd_sessions import trials as aligned_trials
 
 QUICK = Settings(replicates=40)
 TRIAL_S, PAUSE_S = 1.0, 0.5
@@ -176,9 +177,7 @@ def test_forecasts_come_from_the_past_alone(tried, form):
 
 
 def test_forecasts_of_short_runs_and_of_none(tried):
-    from tests.neds.test_odd_sessions import trials
-
-    session = trials()  # runs of 8 bins
+    session = aligned_trials()  # runs of 8 bins
     binned, state = describe(session, CONFIG.data, CONFIG.model.window)
     recording = to_recording(binned, state)
     for form in ("stream", "window"):
@@ -318,3 +317,26 @@ def test_pictures_of_a_session_with_trials(tried, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names)
     text = (tmp_path / "made.unit-trials.svg").read_text()
     assert "choice 0, reward 1</text>" in text
+
+
+def test_parts_of_trials_dealt_at_random_are_scored_trial_by_trial():
+    session = aligned_trials()  # 60 runs of 8 bins, 20 apart
+    start = np.arange(60) * 20 * BIN_S
+    session = replace(session, trials={"start": start, "end": start + 8 * BIN_S,
+                                       "choice": np.arange(60) % 2})
+    data = msgspec.structs.replace(CONFIG.data, split="random")
+    binned, state = describe(session, data, CONFIG.model.window)
+    recording = to_recording(binned, state)
+    settings = replace(QUICK, forecast_bins=2)
+    at = context(recording, session.trials, BIN_S, settings)
+    assert len(at.trials) == 12
+    np.testing.assert_array_equal(at.trials.extent[:, 0], np.arange(12) * 8)
+    model = build_model(CONFIG, [recording]).eval()
+    predictions = predict(model, recording, settings)
+    assert len(predictions.co_smoothing.rates) == 96
+    np.testing.assert_array_equal(
+        predictions.forecasting.rows, (np.arange(12)[:, None] * 8 + [6, 7]).ravel())
+    scores, _ = score_all(at, predictions)
+    assert "trial_last_bin_accuracy" in scores["side"]
+    np.testing.assert_array_equal(
+        predictions.counts, recording.counts[recording.rows("test")].numpy())
