@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from neds.baselines import GruConfig, gru_part, ridge, train_gru
+from neds.baselines import fit
 from neds.config import RunConfig, load_recipe
 from neds.data.presets import guess_preset, read_preset
 from neds.dataset import Recording, describe, fit_bins, to_recording
@@ -154,13 +154,13 @@ def run_models(
     rows = np.concatenate([np.arange(a, b) for a, b in recording.runs_within("test")])
     if "ridge" in wanted:
         started = time.monotonic()
-        predictions = [ridge(recording, m)[rows] for m in range(len(recording.encoded))]
+        predictions = fit("linear", [recording], seed=0).decode_part(recording, "test")
         yield "ridge", 0, time.monotonic() - started, behaviour_scores(recording, rows, predictions)
     for seed in range(FIRST_SEED, FIRST_SEED + args.seeds):
         if "gru" in wanted:
             started = time.monotonic()
-            net = train_gru(recording, GruConfig(seed=seed, bins=config.train.bins))
-            scores = behaviour_scores(recording, rows, gru_part(net, recording, "test"))
+            fitted = fit("gru", [recording], seed=seed)
+            scores = behaviour_scores(recording, rows, fitted.decode_part(recording, "test"))
             yield "gru", seed, time.monotonic() - started, scores
         if "neds" in wanted:
             started = time.monotonic()
