@@ -105,8 +105,8 @@ def fit(
     """Fit a baseline of the table on the training parts, tuned on the validation parts.
 
     `budget` "quick" is for tests and first looks: fewer candidates, fewer steps. Raises `BadInput`
-    for an unknown name, no recordings, a session given twice, and recordings without behaviours or training
-    rows.
+    for an unknown name, no recordings, a session given twice, and a recording without behaviours or
+    without training rows.
     """
     if name not in BASELINES:
         raise BadInput("baseline", "name", repr(name), f"one of {', '.join(BASELINES)}")
