@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-
 if TYPE_CHECKING:
     from neds.train import Inputs, Run
 
