@@ -86,10 +86,10 @@ def recipe_budget(task: Task) -> baselines.Budget:
 
 
 def _baseline_rows(task: Task, fitted: Fitted, recording: Recording, started: float) -> list[Row]:
-    from neds.adapt import limit
-
-    rows = []
+    rows: list[Row] = []
     for amount in task.amounts:
+        from neds.adapt import limit
+
         begun = time.monotonic()
         few = limit(recording, None if amount < 0 else amount)
         adapted = fitted.adapt(few, seed=task.seed)
