@@ -52,7 +52,7 @@ def pretrained(task: Task, config: RunConfig, recordings: list[Recording]) -> Ne
 
 
 def pretrained_baseline(task: Task, recordings: list[Recording]) -> Fitted:
-    """The baseline of this task's seed, kept in `models_dir` and taken from there if it is a net."""
+    """The baseline of this task's seed; nets are kept in `models_dir` and taken from there."""
     path = Path(task.models_dir) / f"{task.model}-{task.seed}.safetensors"
     if task.models_dir and path.exists():
         return _restored(task, recordings, path)
