@@ -35,7 +35,7 @@ class GraphedSteps:
         self.run = run
         torch.set_float32_matmul_precision("high")
         for group in run.optimiser.param_groups:
-            group["capturable"] = True
+            group["capturable"] = run.device.type == "cuda"
             group["lr"] = torch.tensor(group["lr"], device=run.device)
         from neds.train import loss_weights
 
