@@ -11,6 +11,8 @@ COMMANDS = {
     "synth": ("neds.commands.synth", "make synthetic animals with known rates"),
     "train": ("neds.commands.train", "train a model on one recording"),
     "evaluate": ("neds.commands.evaluate", "score a trained model on held-back data"),
+    "regions": ("neds.commands.regions", "read brain regions from unit embeddings"),
+    "sweep": ("neds.commands.sweep", "search the best recipe with Optuna"),
     "export": ("neds.commands.export", "freeze a model and one animal into a bundle"),
     "info": ("neds.commands.info", "describe a session, checkpoint or bundle"),
 }
