@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 ENGINES = {
     "native": "neds_rt.engines.native:NativeEngine",
     "onnx": "neds_rt.engines.onnx:OnnxEngine",
+    "cuda": "neds_rt.engines.cuda:CudaEngine",
 }
 
 

@@ -1,0 +1,185 @@
+// The GPU step's own source run by CPU threads: a block is a set of threads, a warp is one thread
+// of one lane, barriers are std::barrier, and copies to shared memory arrive as late as they may.
+// Built with -fsanitize=thread, missing barriers are found as races.
+#include <barrier>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <stdexcept>
+#include <thread>
+#include <vector>
+
+#include "cuda/layout.hpp"
+#include "cuda/phases.hpp"
+
+namespace {
+
+using namespace neds;
+using namespace neds::gpu;
+
+struct Machine {
+  Machine(int n_blocks, int n_threads, std::size_t shared_floats)
+      : everyone(n_blocks * n_threads) {
+    for (int i = 0; i < n_blocks; ++i) {
+      blocks.push_back(std::make_unique<std::barrier<>>(n_threads));
+      shared.emplace_back(shared_floats + 4, NAN);
+    }
+  }
+  float* memory(int block) {  // aligned as shared memory is
+    auto address = reinterpret_cast<std::uintptr_t>(shared[static_cast<std::size_t>(block)].data());
+    return reinterpret_cast<float*>((address + 15) / 16 * 16);
+  }
+  std::barrier<> everyone;
+  std::vector<std::unique_ptr<std::barrier<>>> blocks;
+  std::vector<std::vector<float>> shared;
+};
+
+template <bool CLUSTER>
+struct EmulatedTeam {
+  Machine& machine;
+  const Plan& p;
+  int index, count, thread, threads;
+  float* shared;
+  std::deque<std::vector<std::function<void()>>> groups{1};
+
+  void block_sync() { machine.blocks[static_cast<std::size_t>(index)]->arrive_and_wait(); }
+  void start() { CLUSTER ? machine.everyone.arrive_and_wait() : block_sync(); }
+  void sync() { machine.everyone.arrive_and_wait(); }
+  vec4 read_input(const vec4* from) { return *from; }
+
+  void publish(int offset, float value, int copy, int copies) {
+    if (!CLUSTER && copy == 0) p.exchange[offset] = value;
+    if (CLUSTER)
+      for (int block = copy; block < count; block += copies) machine.memory(block)[offset] = value;
+  }
+  void fetch(int offset, int n) {
+    if (CLUSTER) return;
+    fetch_part(offset, n);
+    block_sync();
+  }
+  void fetch_part(int offset, int n) {
+    if (!CLUSTER)
+      for (int i = thread; i < n; i += threads) shared[offset + i] = p.exchange[offset + i];
+  }
+
+  void copy(void* to, const void* from, std::size_t bytes) {
+    groups.back().push_back([=, this] {
+      for (std::size_t i = static_cast<std::size_t>(thread) * 16; i < bytes; i += static_cast<std::size_t>(threads) * 16)
+        std::memcpy(static_cast<char*>(to) + i, static_cast<const char*>(from) + i, 16);
+    });
+  }
+  void commit() { groups.emplace_back(); }
+  void wait(int pending) {
+    while (static_cast<int>(groups.size()) - 1 > pending) {
+      for (const auto& work : groups.front()) work();
+      groups.pop_front();
+    }
+  }
+  void mark(int) {}
+  void finish(volatile std::uint32_t* done, std::uint32_t sequence) {
+    block_sync();
+    if (thread == 0) *done = sequence;
+  }
+};
+
+template <class Weight, int ROWS, bool CLUSTER>
+void launch(const Plan& plan, const Spread& spread, std::size_t shared_bytes) {
+  Machine machine(spread.blocks, spread.threads, shared_bytes / sizeof(float));
+  std::vector<std::jthread> threads;
+  for (int block = 0; block < spread.blocks; ++block)
+    for (int thread = 0; thread < spread.threads; ++thread)
+      threads.emplace_back([&, block, thread] {
+        EmulatedTeam<CLUSTER> team{machine, plan, block, spread.blocks, thread, spread.threads,
+                                   machine.memory(block)};
+        Step<Weight, ROWS, EmulatedTeam<CLUSTER>>(plan, team).run();
+      });
+}
+
+using Launch = void (*)(const Plan&, const Spread&, std::size_t);
+
+template <class Weight, bool CLUSTER>
+Launch choose_rows(int rows) {
+  switch (rows) {
+    case 1: return launch<Weight, 1, CLUSTER>;
+    case 2: return launch<Weight, 2, CLUSTER>;
+    case 5: return launch<Weight, 5, CLUSTER>;
+    default: return launch<Weight, 8, CLUSTER>;
+  }
+}
+
+template <class Weight>
+Launch choose(bool cluster, int rows) {
+  return cluster ? choose_rows<Weight, true>(rows) : choose_rows<Weight, false>(rows);
+}
+
+}  // namespace
+
+// Run `bins` bins. sizes: units, hidden, layers, heads, mlp, window, conv; how: precision, blocks,
+// threads, rows at once, shared bytes, in a cluster, dry run before each step. Returns the chunks
+// that were staged ahead, or -1 for sizes that do not fit.
+extern "C" int emulate(const int* sizes, double rope_base, int n_modalities, const int* modalities,
+                       int n_tensors, const char** names, const float** data, const int* dims,
+                       const int* how, int bins, const std::uint16_t* counts,
+                       const std::uint8_t* present, float* outputs) {
+  const StepShape shape{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], rope_base};
+  std::vector<ModalityShape> parts;
+  for (int m = 0; m < n_modalities; ++m) parts.push_back({modalities[2 * m], modalities[2 * m + 1] != 0});
+  TensorMap tensors;
+  for (int i = 0; i < n_tensors; ++i) {
+    std::vector<std::size_t> size{static_cast<std::size_t>(dims[2 * i])};
+    if (dims[2 * i + 1]) size.push_back(static_cast<std::size_t>(dims[2 * i + 1]));
+    tensors[names[i]] = {data[i], size};
+  }
+  const auto precision = static_cast<Precision>(how[0]);
+  const Spread spread{how[1], how[2], lanes, how[3], static_cast<std::size_t>(how[4])};
+  std::unique_ptr<Layout> layout;
+  try {
+    layout = std::make_unique<Layout>(shape, parts, tensors, precision, spread);
+  } catch (const std::invalid_argument&) {
+    return -1;
+  }
+
+  const auto floats = [](std::size_t n) { return std::vector<vec4>((n + 3) / 4 + 1); };
+  const auto at = [](std::vector<vec4>& v) { return reinterpret_cast<float*>(v.data()); };
+  auto keys = floats(layout->ring_floats), values = floats(layout->ring_floats);
+  auto conv = floats(layout->conv_floats), raw = floats(static_cast<std::size_t>(layout->plan.n_outputs));
+  auto constants = floats(layout->floats.size()), weights = floats(layout->weights.size() / 4);
+  auto exchange = floats(layout->shared_bytes / 4), input = floats(layout->plan.in_bytes / 4);
+  std::memcpy(at(constants), layout->floats.data(), layout->floats.size() * 4);
+  std::memcpy(at(weights), layout->weights.data(), layout->weights.size());
+  volatile std::uint32_t done = 0;
+
+  Plan plan = layout->plan;
+  plan.weights = at(weights);
+  plan.floats = at(constants);
+  plan.output_rows = layout->output_rows.data();
+  plan.softmax = layout->softmax.data();
+  plan.chunks = layout->chunks.data();
+  plan.keys = at(keys);
+  plan.values = at(values);
+  plan.conv_ring = at(conv);
+  plan.raw = at(raw);
+  plan.exchange = at(exchange);
+  auto* buffer = reinterpret_cast<std::uint8_t*>(input.data());
+  plan.input = buffer;
+  plan.done = &done;
+
+  const bool cluster = how[5] != 0;
+  const Launch run = precision == Precision::float32    ? choose<float>(cluster, spread.rows_at_once)
+                     : precision == Precision::bfloat16 ? choose<Bf16>(cluster, spread.rows_at_once)
+                                                        : choose<Half>(cluster, spread.rows_at_once);
+  StreamState state(layout->plan, rope_base);
+  std::uint32_t sequence = 0;
+  for (int t = 0; t < bins; ++t) {
+    if (how[6]) {
+      state.write(buffer, ++sequence, nullptr, true);
+      plan.outputs = nullptr;
+      run(plan, spread, layout->shared_bytes);
+    }
+    state.write(buffer, ++sequence, present[t] ? counts + static_cast<std::size_t>(t) * shape.units : nullptr, false);
+    plan.outputs = outputs + static_cast<std::size_t>(t) * plan.n_outputs;
+    run(plan, spread, layout->shared_bytes);
+    if (done != sequence) return -2;
+  }
+  return layout->staged;
+}
