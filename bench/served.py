@@ -117,7 +117,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         bundle, predictions = Path(folder) / "model.neds", Path(folder) / "test.npz"
         neds("export", args.checkpoint, "--data", args.session, "--out", bundle)
-        scores = neds("evaluate", args.checkpoint, args.session, "--predictions", predictions)
+        scores = neds("evaluate", args.checkpoint, args.session, "--predictions", predictions,
+                      "--tasks", "decoding", "--plots", "none", "--out", Path(folder) / "report")
         messages, summary = play_through_server(
             bundle, args.session, scores["first_bin"], scores["bins"], args.engine, args.speed)
         decodes = [m for m in messages if m.bin >= 0]

@@ -1,7 +1,8 @@
 """Predictions of a trained model on a part of a recording, and their scores.
 
 Decoding hides every behaviour token and shows the spikes; encoding hides the spikes and shows the
-behaviours. Each run of consecutive bins starts cold, as a server does when a stream starts.
+behaviours; co-smoothing and forecasting (`neds.spike_tasks`) predict spikes from spikes. Each run
+of consecutive bins starts cold, as a server does when a stream starts.
 
 Streaming form: a long run is computed in chunks that overlap by the receptive field, which changes
 nothing. Window form: a run is cut into windows, and one shorter than a window is filled up with
@@ -10,7 +11,7 @@ hidden bins, as in training.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -45,7 +46,7 @@ def decode_rows(model: Neds, recording: Recording, first: int, stop: int) -> lis
     hidden = torch.ones(len(recording.encoded), stop - first, dtype=torch.bool)
     show = torch.zeros(stop - first, dtype=torch.bool)
     parts: list[list[Tensor]] = []
-    for _, outputs in _chunks(model, recording, first, stop, show, hidden):
+    for _, outputs in chunks(model, recording, first, stop, show, hidden):
         parts.append(outputs)
     joined = [torch.cat([p[m] for p in parts]) for m in range(len(recording.encoded))]
     return [
@@ -67,16 +68,28 @@ def decode_part(
     return pairs
 
 
-def encode_part(model: Neds, recording: Recording, part: str) -> tuple[Floats, Floats]:
-    """(counts, predicted rates), spikes per bin, of a part with all behaviours shown."""
-    counts, rates = [], []
+def encode_part(
+    model: Neds, recording: Recording, part: str, shown: Sequence[int] | None = None
+) -> tuple[Floats, Floats]:
+    """(counts, predicted rates) (T, N), spikes per bin, of a part from behaviours alone.
+
+    `shown` are the indices of the behaviours to see, all by default; the others are hidden.
+    """
+    rates = []
     for first, stop in recording.runs_within(part):
         hide = torch.ones(stop - first, dtype=torch.bool)
         hidden = ~recording.known[:, first:stop]
-        for log_rates, _ in _chunks(model, recording, first, stop, hide, hidden):
+        if shown is not None:
+            unseen = [m for m in range(len(hidden)) if m not in shown]
+            hidden[unseen] = True
+        for log_rates, _ in chunks(model, recording, first, stop, hide, hidden):
             rates.append(log_rates.exp().numpy())
-        counts.append(recording.counts[first:stop].numpy())
-    return np.concatenate(counts), np.concatenate(rates)
+    return part_counts(recording, part), np.concatenate(rates)
+
+
+def part_counts(recording: Recording, part: str) -> Floats:
+    """Counts (T, N) float32 of all rows of a part."""
+    return recording.counts[torch.from_numpy(recording.rows(part))].float().numpy()
 
 
 def evaluate(model: Neds, recording: Recording, part: str) -> dict[str, dict[str, float]]:
@@ -93,7 +106,7 @@ def evaluate(model: Neds, recording: Recording, part: str) -> dict[str, dict[str
     return result
 
 
-def _chunks(
+def chunks(
     model: Neds, recording: Recording, first: int, stop: int, hide: Tensor, hidden: Tensor
 ) -> Iterator[tuple[Tensor, list[Tensor]]]:
     """Outputs of rows [first, stop) chunk by chunk; `hide` and `hidden` count from `first`."""

@@ -59,11 +59,57 @@ def test_evaluate_prints_a_table_or_strict_json(home, capsys, tmp_path):
     out = said(capsys, "evaluate", home / "stream", "--json", "--predictions",
                tmp_path / "p" / "made.npz", "--plot", tmp_path / "traces.svg")
     result = json.loads(out.splitlines()[-1])
-    assert set(result["metrics"]) == {"velocity", "choice", "heading", "spikes"}
+    assert set(result["metrics"]) == {
+        "velocity", "choice", "heading", "spikes", "spikes_from_velocity", "spikes_from_choice",
+        "spikes_from_heading", "co_smoothing", "forecasting"}
+    assert json.loads((home / "stream-report" / "report.json").read_text()) == result
+    for name, row in result["metrics"].items():
+        assert row.keys() == result["intervals"][name].keys()
+    assert result["plots"] == ["made.traces.svg"]
+    assert sorted(p.name for p in (home / "stream-report").iterdir()) == [
+        "made.traces.svg", "report.json"]
     with np.load(tmp_path / "p" / "made.npz") as arrays:
         assert arrays["velocity.predicted"].shape == (result["bins"], 2)
         assert arrays["bin"][0] == result["first_bin"]
     assert (tmp_path / "traces.svg").stat().st_size > 1000
+
+
+def test_every_part_is_predicted_once(home, capsys, tmp_path, monkeypatch):
+    from neds import evaluate
+
+    seen = []
+    whole = evaluate.decode_rows
+    monkeypatch.setattr(evaluate, "decode_rows",
+                        lambda *words: seen.append(words[2:]) or whole(*words))
+    said(capsys, "evaluate", home / "stream", "--json", "--out", tmp_path, "--plots", "png",
+         "--predictions", tmp_path / "p.npz", "--plot", tmp_path / "t.svg")
+    assert len(seen) == 1
+
+
+def test_several_sessions_are_scored_together_and_against_another_report(home, capsys, tmp_path):
+    made = make_session(bins=500, seed=4, units=9)
+    object.__setattr__(made, "session", "other")
+    write_session(made, tmp_path / "other.h5")
+    run, report = tmp_path / "run", tmp_path / "report"
+    said(capsys, "train", home / "made.h5", tmp_path / "other.h5", *SMALL, "--out", run)
+    words = ("--tasks", "decoding,encoding", "--replicates", 20, "--block-seconds", 1)
+    alone = tmp_path / "alone"
+    said(capsys, "evaluate", home / "stream", *words, "--plots", "none", "--out", alone, "--json")
+    out = said(capsys, "evaluate", run, *words, "--out", report, "--against", alone, "--json")
+    result = json.loads(out.splitlines()[-1])
+    assert [s["session"] for s in result["sessions"]] == ["made", "other"]
+    values = [s["metrics"]["velocity"]["r2"] for s in result["sessions"]]
+    assert result["metrics"]["velocity"]["r2"] == pytest.approx(np.mean(values))
+    assert result["intervals"]["velocity"]["r2"][0] < result["metrics"]["velocity"]["r2"]
+    names = {"report.json", "made.traces.svg", "other.traces.svg",
+             *(f"against.{name}.svg" for name in ("velocity", "choice", "heading", "spikes"))}
+    assert {p.name for p in report.iterdir()} == names
+    assert set(result["plots"]) == names - {"report.json"}
+    assert "mean of 2 sessions" in said(capsys, "evaluate", run, home / "made.h5",
+                                        tmp_path / "other.h5", *words, "--out", report)
+    twice = ("evaluate", run, home / "made.h5", home / "made.h5", *words, "--out", report)
+    assert "given twice" in refused(capsys, *twice)
+    assert "one session" in refused(capsys, "evaluate", run, "--plot", tmp_path / "x.svg")
 
 
 def test_a_score_that_is_no_number_is_null(home, capsys, tmp_path):
@@ -158,6 +204,15 @@ def test_nothing_but_a_checkpoint_is_ever_replaced(home, capsys, tmp_path):
         (("--plot", "x.jpeg2"), ".png, .svg or .pdf"),
         (("--plot", "/proc/neds/x.svg"), "/proc/neds"),
         (("--predictions", "/proc/neds/x.npz"), "/proc/neds"),
+        (("--out", "/proc/neds"), "/proc/neds"),
+        (("--tasks", "decoding,dreaming"), "dreaming"),
+        (("--tasks", "encoding", "--plot", "x.svg"), "decoding"),
+        (("--forecast-bins", "10"), "window of 10"),
+        (("--forecast-bins", "-1"), "--forecast-bins"),
+        (("--block-seconds", "nan"), "--block-seconds"),
+        (("--replicates", "-2"), "--replicates"),
+        (("--conditions", "choice"), "no trial table"),
+        (("--against", "/proc/neds"), "report.json of neds evaluate"),
     ],
 )
 def test_evaluate_refuses(home, capsys, words, named):
