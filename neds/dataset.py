@@ -63,7 +63,8 @@ class Recording:
 
     def rows(self, name: str) -> NDArray[np.int64]:
         """The rows of one part, (n,) int64."""
-        return np.concatenate([np.arange(a, b) for a, b in self.runs_within(name)])
+        runs = [np.arange(a, b) for a, b in self.runs_within(name)]
+        return np.concatenate([np.zeros(0, np.int64), *runs])
 
 
 def fit_bins(config: RunConfig, session: Session) -> RunConfig:
