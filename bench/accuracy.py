@@ -1,70 +1,55 @@
 """Accuracy of NEDS and its baselines on a directory of archives, one table, one run.
 
-    python bench/accuracy.py --data ../shared/data/indy --preset indy --protocol within --seeds 3
+    python bench/accuracy.py --data ../shared/data/indy --protocol within --seeds 3 --jobs 2
 
-Protocol `within`: every session alone; trained on the first part, scored on the last 20 % of its
-time. Ridge on lagged counts, a GRU of similar size and NEDS see the same rows; what is chosen
-(ridge strength, best step) is chosen on the same validation rows. Seeds are for reporting and
-differ from the seed the recipe was tuned with.
+Trained on the first part of every session, scored on the last 20 % of its time. All models see the
+same rows; what is chosen (ridge strength, best step) is chosen on the same validation rows. Seeds
+are for reporting and differ from the seeds recipes were tuned with.
+
+    within               behaviour from spikes: NEDS and every decoder (`bench/protocols.py`)
+    new-session          sessions left out of pretraining, after some seconds of their data
+    encoding             spikes from behaviour, and both directions by unimodal models
+    streaming-vs-window  the causal form against the bidirectional one
+    forms, masking       the model with one choice undone, the masking with one scheme left out
+
+Several protocols, separated by commas, share their fits.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import sys
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from neds.baselines import GruConfig, gru_part, ridge, train_gru
-from neds.config import RunConfig, load_recipe
-from neds.data.presets import guess_preset, read_preset
-from neds.dataset import Recording, describe, fit_bins, to_recording
-from neds.evaluate import decode_part, encode_part
-from neds.metrics import bits_per_spike, score
-from neds.train import train
-from neds_rt.errors import BadInput
-from neds_rt.machine import commit, machine_facts
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:  # run as a program, its neighbours are not on the path
+    sys.path.insert(0, str(ROOT))
 
-FIRST_SEED = 101  # recipes were tuned with seeds below 100
-MODELS = ("ridge", "gru", "neds")
+from bench.protocols import FIRST_SEED, MODELS, PROTOCOLS  # noqa: E402
+from bench.tasks import Row, Task, run_task  # noqa: E402
+from neds.config import load_recipe  # noqa: E402
+from neds.data.presets import guess_preset  # noqa: E402
+from neds_rt.errors import BadInput  # noqa: E402
+from neds_rt.machine import commit, machine_facts  # noqa: E402
+
+AMOUNTS = (0.0, 30.0, 120.0, -1.0)  # seconds of calibration data; the last is all there is
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the protocol, print the table, write JSON; 2 after bad input, named in one line."""
+    """Run the protocols, print the table, write JSON; 2 after bad input, named in one line."""
     args = parse_arguments(argv)
     try:
         return score_all(args)
     except BadInput as error:
         print(f"accuracy: {error}", file=sys.stderr)
         return 2
-
-
-def score_all(args: argparse.Namespace) -> int:
-    """Score every archive in turn; after each, all rows so far are on disk."""
-    check_arguments(args)
-    torch.set_num_threads(args.threads)
-    files = sorted(Path(args.data).glob("*.npz"))
-    if args.sessions:
-        files = [f for f in files if any(name in f.name for name in args.sessions.split(","))]
-    if not files:
-        raise BadInput(args.data, "archives", "none to score", ".npz files named as in --sessions")
-    rows: list[dict[str, Any]] = []
-    for path in files:
-        rows += within(path, args)
-        print_means(rows)
-        if args.out:
-            write(Path(args.out), rows, args)
-    result = summary(rows, args)
-    if args.json:
-        print(json.dumps(result))
-    return 0
 
 
 def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -74,28 +59,65 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="directory of .npz archives")
     parser.add_argument("--preset", default=None,
                         help="how to read them (by the arrays they hold)")
-    parser.add_argument("--protocol", choices=("within",), default="within")
-    parser.add_argument("--models", default="all", help="comma-separated, of: ridge, gru, neds")
+    parser.add_argument("--protocol", default="within", help=", ".join(PROTOCOLS))
+    parser.add_argument("--models", default="all",
+                        help="comma-separated (the protocols'), of: " + ", ".join(MODELS))
     parser.add_argument("--sessions", default="", help="comma-separated parts of file names (all)")
+    parser.add_argument("--held-out", type=int, default=6,
+                        help="sessions left out of pretraining (new-session)")
     parser.add_argument("--behaviours", default="", help="comma-separated behaviours (recipe's)")
-    parser.add_argument("--recipe", default=None,
-                        help="packaged recipe or TOML file (indy for its preset, else single)")
+    parser.add_argument("--recipe", default=None, help="of models trained on all sessions")
+    parser.add_argument("--single-recipe", default=None, help="of models trained on one")
     parser.add_argument("--set", action="append", default=[], metavar="TABLE.FIELD=VALUE")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", default=None, help="write the JSON here after every session")
+    parser.add_argument("--threads", type=int, default=1, help="of each job")
+    parser.add_argument("--jobs", type=int, default=1, help="fits at the same time")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--budget", choices=("full", "quick"), default="full",
+                        help="care given to the baselines")
+    parser.add_argument("--pretrained", default="",
+                        help="directory to keep pretrained models in and take them from")
+    parser.add_argument("--pretrain-only", action="store_true",
+                        help="leave calibration for a later run with the same --pretrained")
+    parser.add_argument("--out", default=None, help="write the JSON here after every fit")
     parser.add_argument("--json", action="store_true", help="print one JSON object as last line")
     return parser.parse_args(argv)
 
 
+def score_all(args: argparse.Namespace) -> int:
+    """Do every task; after each, all rows so far are on disk."""
+    check_arguments(args)
+    tasks = list(tasks_of(args))
+    rows: list[Row] = []
+    failed: list[str] = []
+    for done, (task, found, error) in enumerate(finished(tasks, args), 1):
+        rows += found
+        shown = "  ".join(f"{k} {v:.3f}" for k, v in means(found).get(task.model, {}).items())
+        print(f"{done}/{len(tasks)} {task.label()}: {error or shown}", file=sys.stderr)
+        if error:
+            failed.append(f"{task.label()}: {error}")
+        if args.out:
+            write(Path(args.out), rows, args)
+    print_means(rows)
+    if args.json:
+        print(json.dumps(summary(rows, args)))
+    if failed:
+        raise BadInput(args.data, "fits", "; ".join(failed), "all of them to end")
+    return 0
+
+
 def check_arguments(args: argparse.Namespace) -> None:
     """Refuse before the first hour of work what would fail after it. Raises `BadInput`."""
+    for name in args.protocol.split(","):
+        if name not in PROTOCOLS:
+            raise BadInput("--protocol", "name", repr(name), f"some of {', '.join(PROTOCOLS)}")
     for name in wanted_models(args):
         if name not in MODELS:
             raise BadInput("--models", "name", repr(name), f"all, or some of {', '.join(MODELS)}")
-    for option in ("seeds", "threads"):
+    for option in ("seeds", "threads", "jobs", "held_out"):
         if getattr(args, option) < 1:
-            raise BadInput(f"--{option}", "number", getattr(args, option), "1 or more")
+            raise BadInput(f"--{option.replace('_', '-')}", "number", getattr(args, option),
+                           "1 or more")
     if args.out:
         try:
             Path(args.out).parent.mkdir(parents=True, exist_ok=True)
@@ -103,86 +125,89 @@ def check_arguments(args: argparse.Namespace) -> None:
             raise BadInput(args.out, "output", error.strerror, "a file to write") from error
 
 
-def wanted_models(args: argparse.Namespace) -> tuple[str, ...]:
-    """Names of the models asked for."""
-    names = tuple(name.strip() for name in args.models.split(","))
-    return MODELS if names == ("all",) else names
+def wanted_models(args: argparse.Namespace) -> list[str]:
+    """Names of the models asked for, the protocols' in order without repetition."""
+    if args.models != "all":
+        return [name.strip() for name in args.models.split(",")]
+    return list(dict.fromkeys(m for p in args.protocol.split(",") for m in PROTOCOLS[p]))
 
 
-def within(path: Path, args: argparse.Namespace) -> list[dict[str, Any]]:
-    """Rows of one session, all models and seeds."""
-    preset = args.preset or guess_preset(path)
-    session = read_preset(path, preset)
-    config = load_recipe(args.recipe or recipe_for(preset), recipe_overrides(args))
-    if not any(item.startswith("data.bin_size_s=") for item in args.set):
-        config = fit_bins(config, session)
-    binned, state = describe(session, config.data, config.model.window)
-    recording = to_recording(binned, state)
-    rows = []
-    for model, seed, seconds, scores in run_models(recording, config, args):
-        for modality, metrics in scores.items():
-            rows += [
-                {"session": state.session, "model": model, "seed": seed, "modality": modality,
-                 "metric": metric, "value": value, "seconds": round(seconds, 1)}
-                for metric, value in metrics.items()
-            ]
-        shown = {m: round(next(iter(v.values())), 3) for m, v in scores.items()}
-        print(f"{state.session} {model:6} seed {seed} {seconds:6.1f} s {shown}", file=sys.stderr)
-    return rows
-
-
-def recipe_for(preset: str) -> str:
-    """The recipe made for a preset, else the general one."""
-    return "indy" if preset == "indy" else "single"
-
-
-def recipe_overrides(args: argparse.Namespace) -> list[str]:
-    """The command line's overrides of the recipe."""
+def tasks_of(args: argparse.Namespace) -> Iterator[Task]:
+    """The fits to be made: by seed, so that an unfinished run has all models of the first."""
+    files = sorted(Path(args.data).glob("*.npz"))
+    if args.sessions:
+        files = [f for f in files if any(name in f.name for name in args.sessions.split(","))]
+    if not files:
+        raise BadInput(args.data, "archives", "none to score", ".npz files named as in --sessions")
+    preset = args.preset or guess_preset(files[0])
     overrides = list(args.set)
     if args.behaviours:
         overrides.append(f"data.behaviours={json.dumps(args.behaviours.split(','))}")
-    return overrides
-
-
-def run_models(
-    recording: Recording, config: RunConfig, args: argparse.Namespace
-) -> Iterator[tuple[str, int, float, dict[str, dict[str, float]]]]:
-    """(model, seed, seconds, {modality: {metric: value}}) on the test part."""
-    import msgspec
-
-    wanted = wanted_models(args)
-    rows = np.concatenate([np.arange(a, b) for a, b in recording.runs_within("test")])
-    if "ridge" in wanted:
-        started = time.monotonic()
-        predictions = [ridge(recording, m)[rows] for m in range(len(recording.encoded))]
-        yield "ridge", 0, time.monotonic() - started, behaviour_scores(recording, rows, predictions)
+    many, single = (args.recipe or recipe_for(preset, False),
+                    args.single_recipe or recipe_for(preset, True))
+    for recipe in (many, single):
+        load_recipe(recipe, overrides)
+    names = tuple(str(f) for f in files)
     for seed in range(FIRST_SEED, FIRST_SEED + args.seeds):
-        if "gru" in wanted:
-            started = time.monotonic()
-            net = train_gru(recording, GruConfig(seed=seed, bins=config.train.bins))
-            scores = behaviour_scores(recording, rows, gru_part(net, recording, "test"))
-            yield "gru", seed, time.monotonic() - started, scores
-        if "neds" in wanted:
-            started = time.monotonic()
-            knobs = msgspec.structs.replace(config.train, seed=seed)
-            trained = train(msgspec.structs.replace(config, train=knobs), [recording],
-                            progress=sys.stderr.isatty())
-            pairs = decode_part(trained.model, recording, "test")
-            scores = behaviour_scores(recording, rows, [predicted for _, predicted in pairs])
-            counts, rates = encode_part(trained.model, recording, "test")
-            bps = bits_per_spike(counts, rates, np.array(recording.state.null_rates))
-            scores["spikes"] = {"bps_neuron_mean": bps[0], "bps_pooled": bps[1]}
-            yield "neds", seed, time.monotonic() - started, scores
+        for name in wanted_models(args):
+            model = MODELS[name]
+            if seed > FIRST_SEED and not model.seeded:
+                continue
+            common = {"model": name, "seed": seed, "preset": preset, "device": args.device,
+                      "overrides": tuple(overrides), "budget": args.budget,
+                      "recipe": single if model.alone else many}
+            if "new-session" in args.protocol.split(","):
+                yield Task(**common, **left_out(names, args))
+            elif model.alone:
+                yield from (Task(**common, files=(file,)) for file in names)
+            else:
+                yield Task(**common, files=names)
 
 
-def behaviour_scores(
-    recording: Recording, rows: np.ndarray, predictions: list[np.ndarray]
-) -> dict[str, dict[str, float]]:
-    """Scores of predictions for the given rows, per behaviour."""
-    return {
-        b.name: score(b.kind, recording.values[b.name][rows], predicted)
-        for b, predicted in zip(recording.state.behaviours, predictions, strict=True)
-    }
+def left_out(files: tuple[str, ...], args: argparse.Namespace) -> dict[str, Any]:
+    """Which archives are pretrained on and which held out: the held out spread over the set."""
+    if args.held_out >= len(files):
+        raise BadInput("--held-out", "sessions", args.held_out, f"fewer than {len(files)}")
+    step = len(files) / args.held_out
+    held = [files[int((i + 0.5) * step)] for i in range(args.held_out)]
+    return {"files": tuple(f for f in files if f not in held), "held_out": tuple(held),
+            "amounts": () if args.pretrain_only else AMOUNTS, "models_dir": args.pretrained}
+
+
+def recipe_for(preset: str, alone: bool) -> str:
+    """The recipe made for a preset, else the general one."""
+    if preset == "indy":
+        return "indy" if alone else "indy_many"
+    return "single"
+
+
+def finished(tasks: list[Task], args: argparse.Namespace) -> Iterator[tuple[Task, list[Row], str]]:
+    """Tasks as they end, with their rows or what went wrong."""
+    if args.jobs == 1:
+        _prepare(args.threads)
+        yield from map(_attempt, tasks)
+        return
+    # A fresh process a job: CUDA does not survive a fork.
+    with multiprocessing.get_context("spawn").Pool(
+        min(args.jobs, len(tasks)), _prepare, (args.threads,)
+    ) as pool:
+        yield from pool.imap_unordered(_attempt, tasks)
+
+
+def _prepare(threads: int) -> None:
+    import torch
+
+    torch.set_num_threads(threads)
+
+
+def _attempt(task: Task) -> tuple[Task, list[Row], str]:
+    try:
+        return task, run_task(task), ""
+    except Exception as error:  # one fit that fails must not cost the others
+        import traceback
+
+        traceback.print_exc()
+        return task, [], f"{type(error).__name__}: {error}"
 
 
 def means(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
@@ -190,6 +215,8 @@ def means(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     groups: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         key = f"{row['modality']}.{row['metric']}"
+        if "calibration_s" in row:
+            key += f"@{'all' if row['calibration_s'] < 0 else format(row['calibration_s'], 'g')}"
         groups[row["model"], key][row["session"]].append(row["value"])
     result: dict[str, dict[str, float]] = defaultdict(dict)
     for (model, key), sessions in groups.items():
@@ -197,7 +224,7 @@ def means(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
     return dict(result)
 
 
-def print_means(rows: list[dict[str, Any]]) -> None:
+def print_means(rows: list[Any]) -> None:
     """The running means on standard error."""
     n = len({row["session"] for row in rows})
     for model, values in means(rows).items():

@@ -57,15 +57,16 @@ class Sampler:
         bins = knobs.bins
         if form == "stream":
             bins = min(bins, max(longest_run(r) for r in recordings))
-        sessions = min(knobs.sessions_per_batch, len(recordings))
-        while knobs.batch % sessions:
-            sessions -= 1
+        sessions = min(knobs.sessions_per_batch, len(recordings), knobs.batch)
+        each = max(1, round(knobs.batch / sessions))
         sizes = [float(sum(b - a for a, b in r.runs_within("train"))) for r in recordings]
-        return cls(recordings, knobs.batch, sessions, bins, torch.tensor(sizes))
+        return cls(recordings, each * sessions, sessions, bins, torch.tensor(sizes))
 
     def rows(self, generator: torch.Generator) -> list[tuple[Recording, Tensor, Tensor]]:
         """Draw sessions, and of each rows (B / G, T) and whether they are there."""
-        picked = torch.multinomial(self.sizes, self.sessions, generator=generator).tolist()
+        picked = list(range(len(self.recordings)))
+        if self.sessions < len(picked):
+            picked = torch.multinomial(self.sizes, self.sessions, generator=generator).tolist()
         share = self.batch // self.sessions
         return [(self.recordings[i],
                  *draw_rows(self.recordings[i], share, self.bins, generator)) for i in picked]

@@ -67,7 +67,7 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
 
     steps: int = 1000
     batch: int = 16
-    sessions_per_batch: int = 8  # at most; a divisor of the batch
+    sessions_per_batch: int = 8  # at most; the batch is rounded to equally many of each
     bins: int = 100  # length of a training sequence
     learning_rate: float = 2e-3
     warmup: float = 0.1  # share of steps before the peak rate
@@ -79,6 +79,7 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     spike_weight: float = 0.2  # weight of the Poisson term against the behaviours' terms
     behaviour_weights: dict[str, float] = {}  # per behaviour, 1 where not named
     validate_every: int = 100
+    cuda_graph: bool = True  # on a GPU, replay steps as one graph where all steps are alike
     patience: int = 0  # validations without a better one before training stops, 0 for never
     # What sessions share, in a run that starts from a checkpoint: the factor of its learning rate,
     # and the share of the steps before which it stays as it was (new maps come first).

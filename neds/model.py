@@ -22,6 +22,7 @@ Shapes: B sequences, T bins, N units, M behaviours, H hidden width, D head width
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -436,10 +437,8 @@ class Neds(nn.Module):
         (B, S, H), after the last norm.
         """
         groups = x.shape[1] // bins
-        positions = torch.arange(first_bin, first_bin + bins)
-        cos, sin = rotary_phases(positions, self.config.hidden // self.config.heads,
-                                 self.config.rope_base)
-        cos, sin = cos.repeat(groups, 1).to(x.device), sin.repeat(groups, 1).to(x.device)
+        cos, sin = _phases(first_bin, bins, groups, self.config.hidden // self.config.heads,
+                           self.config.rope_base, x.device)
         everything = "all" if self.config.form == "window" else "visible"
         if (self.config.attend or everything) == "all":
             visible = torch.ones_like(visible) if absent is None else ~absent
@@ -468,6 +467,16 @@ class Neds(nn.Module):
         return self.config.layers * (self.config.window - 1)
 
 
+@functools.lru_cache(maxsize=64)
+def _phases(
+    first: int, bins: int, groups: int, head_width: int, base: float, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Phases of `groups` tokens a bin, kept on the device for the next call."""
+    with torch.inference_mode(False):  # they will be of use in training too
+        cos, sin = rotary_phases(torch.arange(first, first + bins), head_width, base)
+        return cos.repeat(groups, 1).to(device), sin.repeat(groups, 1).to(device)
+
+
 def _times(x: Tensor, factor: Tensor | None) -> Tensor:
     return x if factor is None else x * factor
 
@@ -476,15 +485,20 @@ def _padded(rows: list[Tensor]) -> Tensor:
     """Stack tensors of unequal first size, filled up with zeros at the end."""
     if len(rows) == 1:
         return rows[0][None]
-    sizes = [len(row) for row in rows]
-    most, total = max(sizes), sum(sizes)
     flat = torch.cat([*rows, rows[0].new_zeros(1, *rows[0].shape[1:])])
-    index = torch.full((len(rows), most), total)
-    start = 0
-    for row, size in zip(index, sizes, strict=True):
-        row[:size] = torch.arange(start, start + size)
-        start += size
-    return flat[index.to(flat.device, non_blocking=True)]
+    return flat[_padding(tuple(len(row) for row in rows), flat.device)]
+
+
+@functools.lru_cache(maxsize=256)
+def _padding(sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    """Where the rows of `_padded` come from, (G, most) int64: the last row is the filling."""
+    with torch.inference_mode(False):  # it will be of use in training too
+        index = torch.full((len(sizes), max(sizes)), sum(sizes))
+        start = 0
+        for row, size in zip(index, sizes, strict=True):
+            row[:size] = torch.arange(start, start + size)
+            start += size
+        return index.to(device)
 
 
 def encode_behaviour(spec: BehaviourSpec, values: Tensor, mean: Tensor, sd: Tensor) -> Tensor:

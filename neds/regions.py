@@ -74,22 +74,27 @@ class UnitTable:
                          self.group[rows])
 
 
-def unit_embeddings(model: Neds, session: str) -> NDArray[np.float32]:
+def unit_embeddings(model: Neds, state: SessionState) -> NDArray[np.float32]:
     """Embedding of each unit of a session, (N, 2 H): its input column, then its output row.
 
-    The output's bias is left out: it is little but the unit's mean rate. Raises `BadInput` for
-    stitchers that have no weights of one unit's own.
+    The output's bias is left out: it is little but the unit's mean rate. What a unit's maps share
+    with other units of its channel is part of them where the channel is known. Raises `BadInput`
+    for a model that was told the regions, and for stitchers without weights of one unit's own.
     """
-    stitch = model.stitcher(session)
+    if model.config.shared == "regions":
+        raise BadInput("checkpoint", "model.shared", "'regions', so that the model was told them",
+                       "a model that has to find the regions itself")
+    stitch = model.stitcher(state.session)
     into, out = stitch.spikes_in, stitch.spikes_out
     if not (isinstance(into, nn.Linear) and isinstance(out, nn.Linear)):
-        raise BadInput(session, "stitchers", type(into).__name__,
+        raise BadInput(state.session, "stitchers", type(into).__name__,
                        "linear ones, in which each unit has its own weights")
     with torch.no_grad():
         columns, rows = into.weight.T, out.weight
-        if model.config.shared:  # what the model adds for the unit's place is part of its maps
-            columns = columns + model.place_in[stitch.places]
-            rows = rows + model.place_out[stitch.places]
+        if len(stitch.places):
+            known = torch.tensor([[unit.channel >= 0] for unit in state.units])
+            columns = columns + model.place_in[stitch.places] * known
+            rows = rows + model.place_out[stitch.places] * known
         both = torch.cat((columns, rows), 1)
     return np.asarray(both.float().cpu().numpy(), np.float32)
 
@@ -110,7 +115,7 @@ def unit_table(model: Neds, states: Sequence[SessionState]) -> UnitTable:
             region.append(unit.region)
             animal.append(who)
             group.append(channels.setdefault(key, len(channels)))
-    parts = [unit_embeddings(model, state.session) for state in states]
+    parts = [unit_embeddings(model, state) for state in states]
     return UnitTable(np.concatenate(parts), np.array(region, np.str_),
                      np.array(animal, np.str_), np.array(group, np.int64))
 

@@ -18,7 +18,7 @@ def confusion_matrices(tasks: Mapping[str, Mapping[str, Any]]) -> Any:
 
     side = max(len(task["confusion"]["regions"]) for task in tasks.values())
     size = max(3.0, 0.35 * side + 1.8)
-    figure = Figure(figsize=(size * len(tasks) + 0.6, size))
+    figure = Figure(figsize=((size + 1) * len(tasks) + 0.6, size), layout="constrained")
     panels = figure.subplots(1, len(tasks), squeeze=False)[0]
     shown: Any = None
     for axis, (name, task) in zip(panels, tasks.items(), strict=True):
@@ -37,7 +37,6 @@ def confusion_matrices(tasks: Mapping[str, Mapping[str, Any]]) -> Any:
         axis.set_title(name if score is None else f"{name}: balanced accuracy {score:.2f}",
                        fontsize=9)
     panels[0].set_ylabel("true region (units)")
-    figure.tight_layout()
     figure.colorbar(shown, ax=list(panels), shrink=0.8, label="share of the region's units")
     return figure
 

@@ -24,6 +24,7 @@ from neds.batches import Sampler
 from neds.config import MaskingConfig, RunConfig
 from neds.dataset import Recording
 from neds.evaluate import decode_part, encode_part
+from neds.graphed import GraphedSteps, can_be_graphed
 from neds.losses import training_loss
 from neds.metrics import bits_per_spike, score
 from neds.modalities import KINDS
@@ -180,11 +181,14 @@ def train(
     watch = Watch(run, RunLog(None) if quiet else run_log, bar, report)
     if init is not None and not run.step:
         watch.validated()
+    advance = run.advance
+    if config.train.cuda_graph and budget_s is None and can_be_graphed(run):
+        advance = GraphedSteps(run).advance
     while not run.done:
         share = watch.share(budget_s)
         if share is not None and share >= 1:
             break
-        run.advance(share)
+        advance(share)
         bar.update(1)
         if run.step % 20 == 0 or run.device.type == "cpu":
             run.check_finite()

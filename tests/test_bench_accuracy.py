@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from neds.baselines import sequence
+from tests.neds.planted import TINY as TINY_NET
+
 ROOT = Path(__file__).parents[1]
 TINY = ("--recipe", "smoke", "--behaviours", "velocity", "--preset", "indy",
         *(word for pair in ("model.hidden=16", "model.window=10", "train.steps=4",
@@ -47,8 +50,7 @@ def result(accuracy, tmp_path_factory):
         archive(folder / f"{name}.npz", seed)
     out = folder / "results" / "accuracy-made.json"
     patch = pytest.MonkeyPatch()
-    real = accuracy.GruConfig
-    patch.setattr(accuracy, "GruConfig", lambda **k: real(hidden=8, steps=4, batch=4, **k))
+    patch.setattr(sequence, "for_budget", lambda recipe, budget: TINY_NET)
     code = accuracy.main(["--data", str(folder), *TINY, "--seeds", "2", "--out", str(out)])
     patch.undo()
     assert code == 0

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from neds.checkpoint import CheckpointInfo
-    from neds.dataset import Recording
     from neds.model import Neds
     from neds.report import SessionReport
     from neds.scoring import Context, Predictions, Settings
 
-BASELINES = ("ridge", "gru")
+ALIASES = {"ridge": "linear"}  # for continuous behaviours that is what it is
 PICTURES = ("svg", "png", "pdf", "none")
 
 
@@ -34,7 +33,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="part of the recording to score (default %(default)s)")
     add("--tasks", default="all",
         help="comma-separated, of: decoding, encoding, per_variable, co_smoothing, forecasting")
-    add("--baselines", default="", help="comma-separated, of: ridge, gru")
+    add("--baselines", default="",
+        help="comma-separated, of: linear (or ridge), ridge_pretrained, rrr, gru, gru_single, mlp, "
+             "ndt, glm, glm_window, rrr_encoder")
+    add("--baseline-budget", choices=("full", "quick"), default="full",
+        help="how thoroughly baselines are tuned (%(default)s)")
     add("--out", default=None, metavar="DIR", help="folder of the report (default CKPT-report)")
     add("--plots", choices=PICTURES, default="svg", help="format of the pictures (%(default)s)")
     add("--against", default=None, metavar="REPORT.json",
@@ -90,7 +93,7 @@ def run(args: argparse.Namespace) -> int:
         about["plots"] += _draw(folder, args, at, predictions)
         write()
     for name in wanted:
-        score_baseline(name, contexts, reports)
+        score_baseline(name, contexts, reports, args)
         write()
     if args.against:
         report["plots"] += _scatter(folder, args, report)
@@ -105,6 +108,7 @@ def run(args: argparse.Namespace) -> int:
 
 def check_arguments(args: argparse.Namespace) -> tuple[Settings, list[str]]:
     """What to score and which baselines. Raises `BadInput` before the first minute of work."""
+    from neds.baselines import BASELINES
     from neds.plots import check_picture
     from neds.report_output import read_report
     from neds.scoring import TASKS, Settings
@@ -112,8 +116,9 @@ def check_arguments(args: argparse.Namespace) -> tuple[Settings, list[str]]:
 
     wanted = _names(args.baselines)
     for name in wanted:
-        if name not in BASELINES:
-            raise BadInput("--baselines", "name", repr(name), f"some of {', '.join(BASELINES)}")
+        if ALIASES.get(name, name) not in BASELINES:
+            known = ", ".join([*ALIASES, *BASELINES])
+            raise BadInput("--baselines", "name", repr(name), f"some of {known}")
     tasks = TASKS if args.tasks == "all" else tuple(_names(args.tasks))
     for name in tasks or [""]:
         if name not in TASKS:
@@ -225,29 +230,29 @@ def _about(args: argparse.Namespace, info: CheckpointInfo) -> dict[str, Any]:
             "created_by": created_by(), "plots": []}
 
 
-def score_baseline(name: str, contexts: list[Context], reports: list[SessionReport]) -> None:
+def score_baseline(
+    name: str, contexts: list[Context], reports: list[SessionReport], args: argparse.Namespace
+) -> None:
     """Fit a baseline, score it on the same rows and blocks, and add that to the reports."""
-    from neds.scoring import score_decoding
+    from neds.baselines import BASELINES, fit
+    from neds.scoring import score_decoding, score_encoding
 
-    for at, report in zip(contexts, reports, strict=True):
-        behaviours = at.recording.state.behaviours
-        if not behaviours:
+    pairs = zip(contexts, reports, strict=True)
+    there = [(at, report) for at, report in pairs if at.recording.state.behaviours]
+    if not there:
+        return
+    row = ALIASES.get(name, name)
+    fitted = fit(row, [at.recording for at, _ in there], seed=args.seed,
+                 budget=args.baseline_budget)
+    for at, report in there:
+        if BASELINES[row].direction == "encoding":
+            rates = fitted.encode_part(at.recording, at.part)
+            report.baselines[name] = {"spikes": score_encoding(at, rates)[0]}
             continue
         rows = at.recording.rows(at.part)
-        truths = [at.recording.values[b.name][rows] for b in behaviours]
-        predictions = _decode(name, at.recording, at.part)
-        report.baselines[name] = score_decoding(at, list(zip(truths, predictions, strict=True)))
-
-
-def _decode(name: str, recording: Recording, part: str) -> list[Any]:
-    import numpy as np
-
-    from neds.baselines import GruConfig, gru_part, ridge, train_gru
-
-    if name == "gru":
-        return list(gru_part(train_gru(recording, GruConfig()), recording, part))
-    rows = np.concatenate([np.arange(a, b) for a, b in recording.runs_within(part)])
-    return [ridge(recording, m)[rows] for m in range(len(recording.state.behaviours))]
+        truths = [at.recording.values[b.name][rows] for b in at.recording.state.behaviours]
+        decoded = fitted.decode_part(at.recording, at.part)
+        report.baselines[name] = score_decoding(at, list(zip(truths, decoded, strict=True)))
 
 
 def _draw(

@@ -53,8 +53,9 @@ def test_train_says_what_it_wrote_and_logs_each_validation(home, capsys, tmp_pat
 
 
 def test_evaluate_prints_a_table_or_strict_json(home, capsys, tmp_path):
-    text = said(capsys, "evaluate", home / "stream", "--baselines", "ridge")
-    for word in ("made, test part", "velocity", "balanced_accuracy", "bps_pooled", "ridge"):
+    text = said(capsys, "evaluate", home / "stream", "--baselines", "ridge,glm",
+                "--baseline-budget", "quick")
+    for word in ("made, test part", "velocity", "balanced_accuracy", "bps_pooled", "ridge", "glm"):
         assert word in text
     out = said(capsys, "evaluate", home / "stream", "--json", "--predictions",
                tmp_path / "p" / "made.npz", "--plot", tmp_path / "traces.svg")
@@ -199,7 +200,7 @@ def test_nothing_but_a_checkpoint_is_ever_replaced(home, capsys, tmp_path):
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (("--baselines", "magic"), "ridge, gru"),
+        (("--baselines", "magic"), "ridge, linear"),
         (("--session-id", "other"), "made"),
         (("--plot", "x.jpeg2"), ".png, .svg or .pdf"),
         (("--plot", "/proc/neds/x.svg"), "/proc/neds"),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from neds.baselines import GruConfig, gru_part, ridge, ridge_solver, train_gru
+from neds.baselines import BASELINES, fit, sequence
 from neds.checkpoint import CHECKPOINT_SCHEMA, CheckpointInfo, created_by
 from neds.config import DataConfig, MaskingConfig, ModelConfig, RunConfig, TrainConfig
 from neds.data.session import Behaviour, Counts, Session, Units
@@ -19,6 +19,7 @@ from neds.train import train
 from neds_rt.bundle import read_bundle
 from neds_rt.errors import BadInput
 from tests.neds.conftest import BIN_S, make_session
+from tests.neds.planted import TINY
 
 CONFIG = RunConfig(
     data=DataConfig(bin_size_s=BIN_S, fractions=(0.6, 0.2, 0.2)),
@@ -113,22 +114,32 @@ def test_trials_export_with_parity_over_many_runs(tmp_path):
     assert parity_report(result.model, recording, read_bundle(path))["native"]["max"] <= 1e-4
 
 
-def test_baselines_see_trials_and_unknown_labels():
+@pytest.fixture
+def tiny(monkeypatch):
+    """Baselines that train for a few steps."""
+    monkeypatch.setattr(sequence, "for_budget", lambda recipe, budget: TINY)
+
+
+@pytest.mark.parametrize("name", BASELINES)
+@pytest.mark.usefixtures("tiny")
+def test_baselines_see_trials_and_unknown_labels(name):
     recording = prepared(trials())
-    rows = np.concatenate([np.arange(a, b) for a, b in recording.runs_within("test")])
-    assert ridge(recording, 0, lags=4)[rows].shape == (96, 3)
-    net = train_gru(recording, GruConfig(hidden=8, steps=3, batch=4, bins=10))
-    assert [p.shape for p in gru_part(net, recording, "test")] == [(96, 3), (96, 2)]
+    fitted = fit(name, [recording], seed=0, budget="quick")
+    if BASELINES[name].direction == "decoding":
+        assert [p.shape for p in fitted.decode_part(recording, "test")] == [(96, 3), (96, 2)]
+    else:
+        assert fitted.encode_part(recording, "test").shape == (96, 5)
 
 
+@pytest.mark.usefixtures("tiny")
 def test_a_behaviour_unknown_after_training_gives_no_score_and_no_warning():
     recording = prepared(unknown_from(0.5))
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         result = train(CONFIG, [recording], progress=False)
         scores = evaluate(result.model, recording, "test")
-        ridge(recording, 0, lags=3)
-        train_gru(recording, GruConfig(hidden=8, steps=3, batch=4, bins=10))
+        for name in BASELINES:
+            fit(name, [recording], seed=0, budget="quick")
     assert np.isnan(scores["velocity"]["r2"])
     assert np.isnan(scores["choice"]["accuracy"])
     assert result.best_score is None
@@ -141,13 +152,15 @@ def test_a_behaviour_unknown_in_training_is_named():
         prepared(session)
 
 
+@pytest.mark.usefixtures("tiny")
 def test_a_batch_that_asks_for_nothing_known_changes_nothing():
     # Decoding only, the behaviours known in the first bins alone: most batches have no target.
     masking = MaskingConfig(encoding=0, decoding=1, self_spike=0, self_behaviour=0, random_token=0)
     config = msgspec.structs.replace(CONFIG, masking=masking)
     recording = prepared(unknown_from(0.02), config)
     train(config, [recording], progress=False)
-    train_gru(recording, GruConfig(hidden=8, steps=6, batch=2, bins=10))
+    for name in BASELINES:
+        fit(name, [recording], seed=0, budget="quick")
 
 
 def test_a_session_without_behaviours_trains_and_is_not_exported(tmp_path):
@@ -159,19 +172,8 @@ def test_a_session_without_behaviours_trains_and_is_not_exported(tmp_path):
         export(result.model, info_of(recording), recording, tmp_path / "x.neds", behaviours=[],
                graphs=[])
     with pytest.raises(BadInput, match="behaviours: found none"):
-        train_gru(recording, GruConfig())
+        fit("gru", [recording], seed=0)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_ridge_gives_the_same_weights_with_fewer_rows_than_columns():
-    rng = np.random.default_rng(0)
-    x = np.c_[rng.poisson(1.0, (30, 20)).astype(float), np.ones(30)]
-    y = rng.standard_normal((30, 2))
-    columns = np.c_[x[:, :-1], np.zeros((30, 40)), x[:, -1:]]  # silent units have weight 0
-    narrow, wide = ridge_solver(x, y)(3.0), ridge_solver(columns, y)(3.0)
-    np.testing.assert_allclose(wide[:20], narrow[:20], atol=1e-9)
-    np.testing.assert_allclose(wide[20:60], 0, atol=1e-9)
-    np.testing.assert_allclose(wide[60], narrow[20], atol=1e-9)
 
 
 def test_two_sessions_train_together_and_one_twice_is_refused():

@@ -2,6 +2,7 @@
 
 import json
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -12,6 +13,7 @@ from neds.data.store import write_session
 from neds.data.synthetic import synthetic_session
 from neds.dataset import describe, to_recording
 from neds.metrics import balanced_accuracy
+from neds.model import Neds
 from neds.region_probe import (
     Fold,
     Task,
@@ -245,7 +247,7 @@ def small(tmp_path_factory):
 def test_embeddings_are_the_units_own_columns_and_rows(small):
     _, _, model, recordings, info = small
     state = recordings[1].state
-    x = unit_embeddings(model, state.session)
+    x = unit_embeddings(model, state)
     stitch = model.stitcher(state.session)
     assert x.shape == (len(state.units), 32)
     assert np.array_equal(x[7, :16], stitch.spikes_in.weight[:, 7].detach().numpy())
@@ -254,6 +256,29 @@ def test_embeddings_are_the_units_own_columns_and_rows(small):
     assert set(table.region) <= set(REGIONS)
     assert len(set(table.animal)) == 3
     assert len(table.region) == sum(len(r.state.units) for r in recordings)
+
+
+@pytest.mark.parametrize("shared", ["channels", "regions"])
+def test_shared_maps_count_by_channel_and_are_refused_by_region(small, shared):
+    *_, recordings, info = small
+    state = recordings[0].state
+    units = [msgspec.structs.replace(u, channel=-1 if i < 3 else i // 2)
+             for i, u in enumerate(state.units)]
+    state = msgspec.structs.replace(state, units=units)
+    config = msgspec.structs.replace(info.config.model, shared=shared)
+    model = Neds(config, [state.spec])
+    if shared == "regions":
+        with pytest.raises(BadInput, match="told them"):
+            unit_embeddings(model, state)
+        return
+    x, stitch = unit_embeddings(model, state), model.stitcher(state.session)
+    own = stitch.spikes_in.weight.detach().numpy()
+    place = model.place_in[stitch.places].detach().numpy()
+    assert np.array_equal(x[:3, :16], own.T[:3])
+    assert np.allclose(x[3:, :16], own.T[3:] + place[3:])
+    group = unit_table(model, [state]).group
+    assert len(set(group[:3])) == 3
+    assert group[4] == group[5]
 
 
 def test_activity_statistics_are_those_of_the_training_part(small):

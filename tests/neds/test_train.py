@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from neds import evaluate as evaluation
-from neds.baselines import GruConfig, gru_part, ridge, train_gru
 from neds.batches import draw_rows
 from neds.checkpoint import (
     CHECKPOINT_SCHEMA,
@@ -20,7 +19,6 @@ from neds.checkpoint import (
 )
 from neds.config import load_recipe
 from neds.dataset import describe, fit_bins, match, null_rates, to_recording
-from neds.metrics import r2
 from neds.train import train
 from neds_rt.errors import BadInput
 from tests.neds.conftest import make_session
@@ -123,15 +121,6 @@ def test_an_unknown_behaviour_is_refused(small_config):
     data = msgspec.structs.replace(small_config.data, behaviours=["wheel"])
     with pytest.raises(BadInput, match="wheel"):
         describe(make_session(), data, 20)
-
-
-def test_baselines_learn_and_are_causal(trained):
-    _, _, recording, _ = trained
-    truth = recording.values["velocity"]
-    first, stop = recording.part("test")
-    assert r2(truth[first:stop], ridge(recording, 0, lags=5)[first:stop]) > 0.3
-    net = train_gru(recording, GruConfig(hidden=24, steps=150, batch=8, bins=40))
-    assert r2(truth[first:stop], gru_part(net, recording, "test")[0]) > 0.3
 
 
 @pytest.mark.parametrize(
