@@ -51,6 +51,11 @@ class Processes:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        if self.world > 1:
+            torch.distributed.barrier()
+
     def mine(self, items: Sequence[Item]) -> Sequence[Item]:
         """Every world-th of the items: what this process works on where all would do the same."""
         return items[self.rank :: self.world]
