@@ -22,6 +22,9 @@ from neds_rt.errors import BadInput
 HELD_BACK = 0.2
 """Share of the calibration data, at its end, that chooses when to stop."""
 
+PRIOR_S = 60.0
+"""Seconds of calibration data that the scaling of known sessions weighs as much as."""
+
 
 def limit(
     recording: Recording, seconds: float | None, known: Sequence[SessionState] = ()
@@ -50,7 +53,8 @@ def fitted_on(
 ) -> Recording:
     """The recording with the split of `state`, scaling and null rates fitted on its training part.
 
-    What the training part does not know comes from the sessions `known`.
+    Scaling leans towards that of the sessions `known` of the same subject (without any, of all of
+    them where the training part knows nothing); what the training part lacks is theirs alone.
     """
     rows = slice(*state.split["train"])
     relatives = [s for s in known if s.subject == state.subject] or list(known)
@@ -69,15 +73,19 @@ def _scaled(
     recording: Recording, b: BehaviourState, rows: slice, known: Sequence[SessionState]
 ) -> BehaviourState:
     values = recording.values[b.name][rows]
-    if np.isfinite(values).all(1).any():
-        mean, sd = fit_scaling(b.name, b.kind, values)
-        return msgspec.structs.replace(b, mean=mean.tolist(), sd=sd.tolist())
-    found = [k for s in known for k in s.behaviours if (k.name, k.spec) == (b.name, b.spec)]
-    if not found:
+    n = int(np.isfinite(values).all(1).sum())
+    found = [k for s in known for k in s.behaviours if (k.name, k.spec) == (b.name, b.spec)
+             and (s.subject == recording.state.subject or not n)]
+    if not n and not found:
         raise BadInput(recording.state.session, f"behaviour {b.name}", "never known in the "
                        "calibration data, nor in the checkpoint", "some of it in either")
-    mean, spread = (np.mean([getattr(k, name) for k in found], 0) for name in ("mean", "sd"))
-    return msgspec.structs.replace(b, mean=mean.tolist(), sd=spread.tolist())
+    prior = PRIOR_S / recording.bin_size_s if found else 0.0
+    mean, sd = fit_scaling(b.name, b.kind, values) if n else (np.zeros(1), np.ones(1))
+    if found:  # in seconds a slow behaviour says little of its mean, and the heads expect another
+        known_mean, known_sd = (np.mean([getattr(k, x) for k in found], 0) for x in ("mean", "sd"))
+        mean = (n * mean + prior * known_mean) / (n + prior)
+        sd = (n * sd + prior * known_sd) / (n + prior)
+    return msgspec.structs.replace(b, mean=mean.tolist(), sd=sd.tolist())
 
 
 def rates_of(state: SessionState, known: Sequence[SessionState]) -> list[float]:

@@ -34,7 +34,7 @@ def home(small_config, tmp_path_factory):
     info = CheckpointInfo(CHECKPOINT_SCHEMA, created_by(), config, [r.state for r in recordings],
                           result.best_step, {})
     save_checkpoint(folder / "base", result.model, info)
-    write_session(make_session(bins=1000, seed=2, tuning=5, name="today"), folder / "today.h5")
+    write_session(make_session(bins=1500, seed=2, tuning=5, name="today"), folder / "today.h5")
     return folder, info
 
 
@@ -58,11 +58,13 @@ def decodes(path, bins=30):
 
 def test_half_a_minute_gives_a_bundle_and_what_to_expect(home, tmp_path, capsys):
     folder, _ = home
-    report = calibrated(capsys, folder, tmp_path / "today.neds", "--minutes", "0.5")
+    report = calibrated(capsys, folder, tmp_path / "today.neds", "--minutes", "0.5",
+                        "--set", "train.validate_every=40")
     assert report["calibration_s"] == 30.0
     assert report["held_back"]
-    assert report["held_back_s"] == pytest.approx(50 - 30 - 1.0, abs=0.1)
-    value, (low, high) = (report[k]["velocity"]["r2"] for k in ("metrics", "intervals"))
+    assert report["held_back_s"] == pytest.approx(75 - 30 - 1.0, abs=0.1)
+    value = report["metrics"]["velocity"]["r2"]
+    low, high = report["intervals"]["velocity"]["r2"]
     assert low < value < high
     assert value > 0.3
     assert set(report["baselines"]) == {"not calibrated", "linear"}
@@ -78,10 +80,11 @@ def test_half_a_minute_gives_a_bundle_and_what_to_expect(home, tmp_path, capsys)
 
 def test_all_of_a_short_recording_is_used_and_the_report_says_so(home, tmp_path, capsys):
     folder, _ = home
-    report = calibrated(capsys, folder, tmp_path / "x.neds", "--minutes", "10")
-    assert report["calibration_s"] == 50.0
+    report = calibrated(capsys, folder, tmp_path / "x.neds", "--minutes", "10",
+                        "--set", "train.steps=4")
+    assert report["calibration_s"] == 75.0
     assert not report["held_back"]
-    assert report["held_back_s"] == 10.0
+    assert report["held_back_s"] == 15.0
     command = ["calibrate", str(folder / "today.h5"), "--init", str(folder / "base"), "--out",
                str(tmp_path / "y.neds"), "--budget", "1s", "--threads", "1"]
     assert neds(command) == 0
