@@ -1,0 +1,1 @@
+"""Benchmarks: accuracy, latency, throughput, memory; run by hand, results in `results/`."""

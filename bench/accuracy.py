@@ -35,7 +35,7 @@ if str(ROOT) not in sys.path:  # run as a program, its neighbours are not on the
 from bench.protocols import FIRST_SEED, MODELS, PROTOCOLS  # noqa: E402
 from bench.tasks import Row, Task, run_task  # noqa: E402
 from neds.config import load_recipe  # noqa: E402
-from neds.data.presets import guess_preset  # noqa: E402
+from neds.data.presets import PRESETS, guess_preset  # noqa: E402
 from neds_rt.errors import BadInput  # noqa: E402
 from neds_rt.machine import commit, machine_facts  # noqa: E402
 
@@ -140,6 +140,8 @@ def tasks_of(args: argparse.Namespace) -> Iterator[Task]:
     if not files:
         raise BadInput(args.data, "archives", "none to score", ".npz files named as in --sessions")
     preset = args.preset or guess_preset(files[0])
+    if preset not in PRESETS:
+        raise BadInput("--preset", "name", repr(preset), f"one of {', '.join(PRESETS)}")
     overrides = list(args.set)
     if args.behaviours:
         overrides.append(f"data.behaviours={json.dumps(args.behaviours.split(','))}")

@@ -41,7 +41,7 @@ class GraphedSteps:
         self.run = run
         torch.set_float32_matmul_precision("high")
         for group in run.optimiser.param_groups:
-            group["capturable"] = True
+            group["capturable"] = run.device.type == "cuda"
             group["lr"] = torch.tensor(group["lr"], device=run.device)
         names = [r.state.session for r in run.recordings]
         self.weights = loss_weights(run.model, names, run.knobs).to(run.device)

@@ -411,7 +411,10 @@ class Neds(nn.Module):
                 parts.append(token + self.modality[index])
         visible = torch.stack([~h for h in hidden], 1)  # (B, 1 + M, T)
         if summed:
-            x, visible = torch.stack(parts).sum(0), visible.any(1)
+            # A behaviour that no session of the batch has is hidden like one that some lack.
+            lacking = [i for i in self.modality_index.values() if i not in order]
+            x = torch.stack(parts).sum(0) + self.modality[lacking].sum(0)
+            visible = visible.any(1)
         else:
             x, visible = torch.cat(parts, 1), visible.flatten(1)
         share = x.shape[0] // len(sessions)

@@ -1,28 +1,24 @@
 """`bench/accuracy.py` on a small made archive in the format of the Indy set."""
 
-import importlib.util
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from neds.baselines import sequence
+from bench import accuracy
+from bench.protocols import MODELS, PROTOCOLS, masking_for
+from neds.baselines import BASELINES, sequence
+from neds.config import MaskingConfig, load_recipe
+from neds.masking import SCHEMES
 from tests.neds.planted import TINY as TINY_NET
 
 ROOT = Path(__file__).parents[1]
-TINY = ("--recipe", "smoke", "--behaviours", "velocity", "--preset", "indy",
+TINY = ("--recipe", "smoke", "--single-recipe", "smoke", "--preset", "indy",
+        "--behaviours", "velocity",
         *(word for pair in ("model.hidden=16", "model.window=10", "train.steps=4",
                             "train.bins=20", "train.batch=4", "train.validate_every=2")
           for word in ("--set", pair)))
-
-
-@pytest.fixture(scope="module")
-def accuracy():
-    spec = importlib.util.spec_from_file_location("accuracy", ROOT / "bench" / "accuracy.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def archive(path, seed, bins=600, units=6):
@@ -44,14 +40,16 @@ def archive(path, seed, bins=600, units=6):
 
 
 @pytest.fixture(scope="module")
-def result(accuracy, tmp_path_factory):
+def result(tmp_path_factory):
     folder = tmp_path_factory.mktemp("accuracy")
     for seed, name in enumerate(("indy_1", "indy_2")):
         archive(folder / f"{name}.npz", seed)
     out = folder / "results" / "accuracy-made.json"
     patch = pytest.MonkeyPatch()
     patch.setattr(sequence, "for_budget", lambda recipe, budget: TINY_NET)
-    code = accuracy.main(["--data", str(folder), *TINY, "--seeds", "2", "--out", str(out)])
+    code = accuracy.main(["--data", str(folder), *TINY, "--seeds", "2", "--out", str(out),
+                          "--protocol", "within,masking",
+                          "--models", "linear,gru_single,gru,neds_single,neds,neds_no_encoding"])
     patch.undo()
     assert code == 0
     assert [p.name for p in out.parent.iterdir()] == [out.name]
@@ -61,15 +59,49 @@ def result(accuracy, tmp_path_factory):
 def test_every_model_session_and_seed_has_its_rows(result):
     rows = result["rows"]
     keys = {(r["session"], r["model"], r["seed"]) for r in rows if r["modality"] == "velocity"}
-    sessions = ("indy_1", "indy_2")
-    assert keys == {(s, "ridge", 0) for s in sessions} | {
-        (s, model, seed) for s in sessions for model in ("gru", "neds") for seed in (101, 102)}
+    sessions, seeded = ("indy_1", "indy_2"), (
+        "gru_single", "gru", "neds_single", "neds", "neds_no_encoding")
+    assert keys == {(s, "linear", 101) for s in sessions} | {
+        (s, model, seed) for s in sessions for model in seeded for seed in (101, 102)}
     metrics = {(r["model"], r["modality"], r["metric"]) for r in rows}
     assert ("neds", "spikes", "bps_pooled") in metrics
-    assert ("ridge", "velocity", "r2") in metrics
-    ridge = [r["value"] for r in rows if r["model"] == "ridge" and r["metric"] == "r2"]
+    ridge = [r["value"] for r in rows if r["model"] == "linear" and r["metric"] == "r2"]
     assert min(ridge) > 0.3  # the made rates do follow the velocity
     assert set(result) >= {"protocol", "command", "commit", "rows", "mean", "machine"}
+
+
+def test_the_tables_name_each_other():
+    for model in MODELS.values():
+        assert not model.baseline or model.baseline in BASELINES
+        load_recipe("indy_many", list(model.overrides))
+        shares = masking_for(model, MaskingConfig())
+        assert sum(getattr(shares, scheme) for scheme in SCHEMES) == pytest.approx(1)
+    assert {name for names in PROTOCOLS.values() for name in names} <= set(MODELS)
+
+
+def test_held_out_sessions_are_spread_and_apart(tmp_path):
+    for i in range(9):
+        archive(tmp_path / f"indy_{i}.npz", i, bins=50)
+    args = accuracy.parse_arguments(["--data", str(tmp_path), "--protocol", "new-session",
+                                     "--held-out", "3", "--models", "neds", "--seeds", "1"])
+    (task,) = accuracy.tasks_of(args)
+    assert [Path(f).stem for f in task.held_out] == ["indy_1", "indy_4", "indy_7"]
+    assert len(task.files) == 6
+    assert not set(task.files) & set(task.held_out)
+
+
+def test_jobs_side_by_side_give_the_same_rows(result, tmp_path):
+    for seed, name in enumerate(("indy_1", "indy_2")):
+        archive(tmp_path / f"{name}.npz", seed)
+    out = tmp_path / "out.json"
+    assert accuracy.main(["--data", str(tmp_path), *TINY, "--seeds", "2", "--out", str(out),
+                          "--models", "neds", "--jobs", "2"]) == 0
+
+    def values(rows):
+        return {(r["session"], r["seed"], r["metric"], r["modality"]): r["value"]
+                for r in rows if r["model"] == "neds"}
+
+    assert values(json.loads(out.read_text())["rows"]) == values(result["rows"])
 
 
 def test_a_mean_is_over_sessions_of_the_mean_over_seeds(result):
@@ -82,7 +114,7 @@ def test_a_mean_is_over_sessions_of_the_mean_over_seeds(result):
         assert means["velocity.r2"] == pytest.approx(np.mean(per_session))
 
 
-def test_means_do_not_count_a_session_with_more_seeds_twice(accuracy):
+def test_means_do_not_count_a_session_with_more_seeds_twice():
     def row(session, value):
         return {"session": session, "model": "neds", "modality": "velocity", "metric": "r2",
                 "value": value}
@@ -91,27 +123,29 @@ def test_means_do_not_count_a_session_with_more_seeds_twice(accuracy):
     assert accuracy.means(rows) == {"neds": {"velocity.r2": pytest.approx(0.6)}}
 
 
-def test_json_is_the_last_line(accuracy, tmp_path, capsys):
+def test_json_is_the_last_line(tmp_path, capsys):
     archive(tmp_path / "indy_3.npz", 3)
     archive(tmp_path / "left_out.npz", 4)
-    words = ["--data", str(tmp_path), *TINY, "--models", "ridge", "--sessions", "indy", "--json"]
+    words = ["--data", str(tmp_path), *TINY, "--models", "linear", "--sessions", "indy", "--json"]
     assert accuracy.main(words) == 0
     printed = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {r["session"] for r in printed["rows"]} == {"indy_3"}
-    assert set(printed["mean"]) == {"ridge"}
+    assert set(printed["mean"]) == {"linear"}
 
 
 @pytest.mark.parametrize(
     ("words", "named"),
     [
-        (["--models", "ridge,magic"], "'magic'"),
+        (["--models", "linear,magic"], "'magic'"),
         (["--seeds", "0"], "--seeds"),
+        (["--protocol", "guess"], "'guess'"),
+        (["--protocol", "new-session"], "--held-out"),
         (["--sessions", "nobody"], "none to score"),
         (["--preset", "nowhere"], "nowhere"),
         (["--out", "/proc/neds/x.json"], "/proc/neds"),
     ],
 )
-def test_refusals_are_one_line(accuracy, tmp_path, capsys, words, named):
+def test_refusals_are_one_line(tmp_path, capsys, words, named):
     archive(tmp_path / "indy_5.npz", 5)
     assert accuracy.main(["--data", str(tmp_path), *TINY, *words]) == 2
     lines = capsys.readouterr().err.splitlines()

@@ -190,8 +190,9 @@ def test_adapting_learns_units_that_are_not_what_they_were(pretrained):
 
 def test_frozen_means_frozen_and_a_budget_ends(pretrained):
     model, config, recordings, _, info = pretrained
-    few = limit(recordings[2], 20.0, info.sessions)
-    knobs = msgspec.structs.replace(config.train, steps=6, validate_every=2, freeze=1.0)
+    turned = replace(recordings[2], counts=recordings[2].counts.flip(1))
+    few = limit(turned, 20.0, info.sessions)
+    knobs = msgspec.structs.replace(config.train, steps=20, validate_every=5, freeze=1.0)
     adapted = adapt(model, config, few, knobs=knobs)
     start = dict(transplant(model, config, [few]).named_parameters())
     moved = {name for name, p in adapted.named_parameters() if not torch.equal(p, start[name])}
