@@ -53,7 +53,7 @@ class Job:
 
     @classmethod
     def of(cls, args: argparse.Namespace, **more: Any) -> Job:
-        """The job of a command's arguments, as `neds.commands._run` declares them."""
+        """The job of a command's arguments, as `neds.run_arguments` declares them."""
         if args.threads < 0:
             raise BadInput("--threads", "number", args.threads, "0 (torch's default) or more")
         if args.threads:

@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import argparse
 
-from neds.commands._run import add_run_arguments, overrides, say
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
+    from neds.run_arguments import add_run_arguments
+
     add_run_arguments(parser, "pretrain", save_every=200)
     parser.add_argument("--rebin", action="store_true",
                         help="add up bins of binned recordings to the recipe's")
@@ -28,6 +28,7 @@ def run(args: argparse.Namespace) -> int:
     from neds.config import load_recipe
     from neds.drops import load_recordings
     from neds.processes import Processes
+    from neds.run_arguments import overrides, say
     from neds.runs import Job, carry_out, finished, kept, session_files
 
     wanted = overrides(args)

@@ -11,8 +11,6 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from neds.commands._run import add_run_arguments, overrides, say
-
 if TYPE_CHECKING:
     from neds.config import RunConfig
     from neds.data.session import Session
@@ -20,6 +18,8 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
+    from neds.run_arguments import add_run_arguments
+
     add_run_arguments(parser, "single", save_every=0)
 
 
@@ -33,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
     from neds.dataset import describe, to_recording
     from neds.drops import DropReport
     from neds.processes import Processes
+    from neds.run_arguments import overrides, say
     from neds.runs import Job, carry_out, finished, kept
 
     wanted = overrides(args)

@@ -1,4 +1,4 @@
-"""A new session on a pretrained model: what it starts with, what it is fitted on, `neds finetune`."""
+"""A new session on a pretrained model: its start, what it is fitted on, `neds finetune`."""
 
 import json
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""Options and words that the training commands share."""
+"""Options and words that the training commands share; standard library alone, for a quick --help."""
 
 from __future__ import annotations
 
