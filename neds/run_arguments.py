@@ -1,4 +1,4 @@
-"""Options and words that the training commands share; standard library alone, for a quick --help."""
+"""Options and words that the training commands share; imports nothing heavy, for --help."""
 
 from __future__ import annotations
 

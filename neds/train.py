@@ -230,10 +230,11 @@ class Watch:
     def validated(self) -> None:
         """Score the validation parts, and say so."""
         run = self.run
-        loss, value = run.check_finite(), run.validate()
+        loss = run.check_finite() if run.step else None  # no step, no loss
+        value = run.validate()
         self.at = run.step
         shown = "–" if value is None else f"{value:.3f} (best {run.best:.3f})"
-        self.bar.set_postfix(loss=f"{loss:.3f}", val=shown)
+        self.bar.set_postfix(loss="–" if loss is None else f"{loss:.3f}", val=shown)
         self.log.write(run.step, loss=loss, val=value, seconds=self.seconds)
         if self.report is not None:
             self.report(run.step, value)
