@@ -15,6 +15,7 @@ from bench.protocols import MODELS
 from bench.tasks import Row, Task, behaviour_scores, recordings_of, rows_of
 from neds import baselines
 from neds.baselines import Fitted, sequence
+from neds.checkpoint import SessionState
 from neds.config import RunConfig
 from neds.dataset import Recording
 from neds.evaluate import decode_part
@@ -28,11 +29,12 @@ def adapted_rows(
 ) -> list[Row]:
     """Pretrain (or take the pretrained model), then adapt to every held-out session."""
     held, _ = recordings_of(task, config, task.held_out)
+    known = [r.state for r in recordings]  # whose scaling stands in where a session has no data
     if MODELS[task.model].baseline:
         fitted = pretrained_baseline(task, recordings)
-        return [row for r in held for row in _baseline_rows(task, fitted, r, started)]
+        return [row for r in held for row in _baseline_rows(task, fitted, r, known, started)]
     model = pretrained(task, config, recordings)
-    return [row for r in held for row in _neds_rows(task, config, model, r, started)]
+    return [row for r in held for row in _neds_rows(task, config, model, r, known, started)]
 
 
 def pretrained(task: Task, config: RunConfig, recordings: list[Recording]) -> Neds:
@@ -40,14 +42,12 @@ def pretrained(task: Task, config: RunConfig, recordings: list[Recording]) -> Ne
     path = Path(task.models_dir) / f"{task.model}-{task.seed}.safetensors"
     if task.models_dir and path.exists():
         model = build_model(config, recordings)
-        model.load_state_dict(load_file(path), strict=False)
+        model.load_state_dict(load_file(path))
         return model
     model = train(config, recordings, progress=False, device=task.device).model.cpu()
     if task.models_dir:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # The sessions' own unit maps are of no use to another session, and most of the bytes.
-        save_file({k: v.contiguous() for k, v in model.state_dict().items()
-                   if not k.endswith(("spikes_in.weight", "spikes_out.weight"))}, path)
+        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, path)
     return model
 
 
@@ -85,13 +85,15 @@ def recipe_budget(task: Task) -> baselines.Budget:
     return "quick" if task.budget == "quick" else "full"
 
 
-def _baseline_rows(task: Task, fitted: Fitted, recording: Recording, started: float) -> list[Row]:
+def _baseline_rows(
+    task: Task, fitted: Fitted, recording: Recording, known: list[SessionState], started: float
+) -> list[Row]:
     rows: list[Row] = []
     for amount in task.amounts:
         from neds.adapt import limit
 
         begun = time.monotonic()
-        few = limit(recording, None if amount < 0 else amount)
+        few = limit(recording, None if amount < 0 else amount, known)
         adapted = fitted.adapt(few, seed=task.seed)
         scores = behaviour_scores(recording, adapted.decode_part(few, "test"))
         rows += rows_of(task, recording.state.session, scores, round(time.monotonic() - started, 1),
@@ -99,14 +101,16 @@ def _baseline_rows(task: Task, fitted: Fitted, recording: Recording, started: fl
     return rows
 
 
-def _neds_rows(task: Task, config: RunConfig, model: Neds, recording: Recording, started: float
-               ) -> list[Row]:
+def _neds_rows(
+    task: Task, config: RunConfig, model: Neds, recording: Recording, known: list[SessionState],
+    started: float,
+) -> list[Row]:
     rows: list[Row] = []
     for amount in task.amounts:
         from neds.adapt import adapt, limit
 
         begun = time.monotonic()
-        few = limit(recording, None if amount < 0 else amount)
+        few = limit(recording, None if amount < 0 else amount, known)
         adapted = adapt(model, config, few, seed=task.seed)
         predicted = [p for _, p in decode_part(adapted, few, "test")]
         rows += rows_of(task, recording.state.session, behaviour_scores(recording, predicted),

@@ -41,7 +41,7 @@ def resident_mb(pid: int) -> float:
 
 def write_random(path: Path, bin_size_s: float) -> None:
     """Write a bundle of the size the README's latency table uses."""
-    shape = Shape(hidden=128, layers=5, heads=4, mlp=512, window=100)
+    shape = Shape(hidden=128, layers=5, heads=4, mlp=512, window=100, conv=5, recurrent=True)
     modalities = [
         ModalityOut(name="wheel", kind="continuous", n_outputs=1, unit="rad/s"),
         ModalityOut(name="choice", kind="categorical", n_outputs=2, classes=["right", "left"]),

@@ -28,8 +28,8 @@ from neds_rt.wire import SPIKE_DTYPE, SpikeHeader, decode_header, encode_spikes
 
 FS, BIN_S, UNITS = 30_000.0, 0.02, 600
 SHAPES = {
-    "128x5": Shape(hidden=128, layers=5, heads=4, mlp=512, window=100),
-    "256x5": Shape(hidden=256, layers=5, heads=8, mlp=512, window=100),
+    "128x5": Shape(hidden=128, layers=5, heads=4, mlp=512, window=100, conv=5, recurrent=True),
+    "256x5": Shape(hidden=256, layers=5, heads=8, mlp=512, window=100, conv=5, recurrent=True),
 }
 MODALITIES = [
     ModalityOut(name="wheel", kind="continuous", n_outputs=1, unit="rad/s", sd=[1.0]),

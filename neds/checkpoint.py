@@ -88,7 +88,8 @@ class CheckpointInfo(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         if name is None and len(names) == 1:
             return self.sessions[0]
         if name not in names:
-            raise BadInput("--session", "session", repr(name), f"one of {', '.join(names)}")
+            raise BadInput("--session", "session", repr(name), f"one of {', '.join(names)}, or a "
+                           "checkpoint that neds finetune SESSION.h5 --init CKPT makes of it")
         return self.sessions[names.index(name)]
 
 

@@ -38,10 +38,10 @@ class ModelConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     mlp: int = 256
     window: int = 100  # bins a token can see in the streaming form, the window's length otherwise
     conv: int = 5  # taps of the causal depthwise convolution on spike tokens, 0 for none
-    recurrent: bool = False  # a GRU layer on spike tokens, after the convolution if there is one
-    tokens: str = "separate"  # one token a modality and bin, or all of a bin "summed" into one
+    recurrent: bool = True  # a GRU layer on spike tokens, after the convolution if there is one
+    tokens: str = "summed"  # all of a bin into one token; or "separate", one a modality and bin
     attend: str = ""  # "visible" tokens or "all", hidden ones too; by the form where empty
-    inputs: str = "sqrt"  # of spike counts; or "counts", or a learned "table" of their values
+    inputs: str = "counts"  # of spikes as they are, their "sqrt", or a learned "table" of values
     # What sessions share besides the backbone, each adding a part of its own: nothing (""), the
     # maps of "behaviours" of one name, and further those of units on the same "channels" of a
     # subject's probe (a chronic implant), or in the same brain "regions".
@@ -81,6 +81,12 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     validate_every: int = 100
     cuda_graph: bool = True  # on a GPU, replay steps as one graph where all steps are alike
     patience: int = 0  # validations without a better one before training stops, 0 for never
+    # What sessions share, in a run that starts from a checkpoint: the factor of its learning rate,
+    # and the share of the steps before which it stays as it was (new maps come first).
+    backbone_rate: float = 1.0
+    freeze: float = 0.0
+    own_decay: float = 0.0  # weight decay of sessions' own spike maps, towards what is shared
+    precision: str = "auto"  # "bf16", "float32", or bf16 on a GPU that has it
     seed: int = 0
 
 
@@ -130,6 +136,9 @@ def check(config: RunConfig, where: str) -> None:
     ):
         if value not in allowed:
             raise BadInput(where, f"model.{field}", repr(value), f"one of {allowed}")
+    if train.precision not in ("auto", "float32", "bf16"):
+        raise BadInput(where, "train.precision", repr(train.precision),
+                       "'auto', 'float32' or 'bf16'")
     if model.heads < 1 or model.hidden % (2 * model.heads):
         raise BadInput(where, "model.heads", model.heads, "hidden divisible by 2 * heads")
     for name in ("hidden", "layers", "mlp", "window"):
@@ -173,6 +182,9 @@ RANGES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
     ("train.ema", "from 0 to below 1", lambda v: 0 <= v < 1),
     ("train.patience", "0 or more", lambda v: 0 <= v < 2**31),
     ("train.spike_weight", "0 or more", lambda v: 0 <= v < math.inf),
+    ("train.backbone_rate", "0 or more", lambda v: 0 <= v < math.inf),
+    ("train.freeze", "from 0 to 1", lambda v: 0 <= v <= 1),
+    ("train.own_decay", "0 or more", lambda v: 0 <= v < math.inf),
     ("train.seed", "from 0 to 2^63 - 1", lambda v: 0 <= v < 2**63),
 )
 

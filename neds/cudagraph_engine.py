@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from neds_rt.bundle import Bundle
+from neds_rt.engines.lost_bins import SETTLING_BINS
 from neds_rt.errors import StartError
 
 DEVICE_VARIABLE = "NEDS_TORCH_DEVICE"
@@ -51,10 +52,9 @@ class TorchStep:
         self.n_units = len(manifest.units)
         self.n_outputs = sum(m.n_outputs for m in manifest.modalities)
         self.head_width = shape.hidden // shape.heads
-        matrices = {n for n, w in bundle.weights.items() if w.ndim == 2 and n.startswith("layers")}
         self.w = {
             name: torch.from_numpy(w.copy()).to(
-                self.device, self.dtype if name in matrices | {"input.weight"} else torch.float32)
+                self.device, self.dtype if is_matrix(name) else torch.float32)
             for name, w in bundle.weights.items()
         }
         self._make_rings()
@@ -67,6 +67,7 @@ class TorchStep:
         self.keys = torch.zeros(ring, dtype=self.dtype, device=self.device)
         self.values = torch.zeros_like(self.keys)
         self.past = torch.zeros(max(shape.conv - 1, 0), shape.hidden, device=self.device)
+        self.memory = torch.zeros(shape.hidden, device=self.device)
 
     def _make_buffers(self) -> None:
         """One packed float buffer in host memory (pinned for a GPU), and its copy on the device."""
@@ -94,6 +95,7 @@ class TorchStep:
         self._position = 0
         self._write["bias"].fill(MASKED)
         self.past.zero_()
+        self.memory.zero_()
         self._settle()
 
     def step(self, counts: NDArray[np.uint16], present: bool = True) -> NDArray[np.float32]:
@@ -116,11 +118,13 @@ class TorchStep:
             raise ValueError(f"n_bins: found {n_bins}, expected at least 0")
         slots = (self._position + np.arange(min(n_bins, self.shape.window))) % self.shape.window
         self._write["bias"][slots] = MASKED
-        lost = min(n_bins, len(self.past))
-        if lost:
-            kept = torch.cat((torch.zeros_like(self.past[:lost]), self.past))[: len(self.past)]
-            self.past.copy_(kept)
-            self._settle()
+        self._write["counts"][:] = 0
+        self._write["live"][0], self._write["keep"][0] = False, True
+        with torch.inference_mode():
+            self._sent.copy_(self._host)
+            for _ in range(min(n_bins, SETTLING_BINS if self.shape.recurrent else len(self.past))):
+                self._token()  # moves on what a lost bin moves on
+        self._settle()
         self._position += n_bins
 
     def warm(self) -> None:
@@ -153,32 +157,45 @@ class TorchStep:
     def compute(self) -> Tensor:
         """Outputs of the bin that the device's input buffer describes, (n_outputs,)."""
         read, w = self._read, self.w
-        x = torch.cat((self._token()[None], w["queries"]))
+        x = self._token()[None]
         cos, sin = read["cos"], read["sin"]
         slot = read["slot"].long()
         for layer in range(self.shape.layers):
             x = self._layer(layer, x, slot, cos, sin)
         z = F.layer_norm(x, (self.shape.hidden,), w["norm.weight"], w["norm.bias"], 1e-5)
         parts, begin = [], 0
-        for m, modality in enumerate(self.modalities):
+        for modality in self.modalities:
             rows = slice(begin, begin + modality.n_outputs)
-            raw = F.linear(z[1 + m], w["head.weight"][rows], w["head.bias"][rows])
+            raw = F.linear(z[0], w["head.weight"][rows], w["head.bias"][rows])
             parts.append(raw.softmax(-1) if modality.kind == "categorical" else raw)
             begin += modality.n_outputs
         return torch.cat(parts)
 
     def _token(self) -> Tensor:
         read, w = self._read, self.w
-        product = (read["counts"].sqrt().to(self.dtype) @ w["input.weight"]).float()
+        product = (read["counts"].to(self.dtype) @ w["input.weight"]).float()
         e = (product + w["input.bias"]) * read["live"]
-        token = e + w["input.token"]
+        keep = read["keep"] > 0
         if self.shape.conv:
             taps = torch.cat((e[None], self.past))
             g = (w["conv.weight"] * taps).sum(0) + w["conv.bias"]
-            token = token + F.gelu(g, approximate="tanh")
+            e = e + F.gelu(g, approximate="tanh")
             if len(self.past):
-                self.past.copy_(torch.where(read["keep"] > 0, taps[:-1], self.past))
-        return token
+                self.past.copy_(torch.where(keep, taps[:-1], self.past))
+        if self.shape.recurrent:
+            memory = self._recall(e)
+            self.memory.copy_(torch.where(keep, memory, self.memory))
+            e = e + memory
+        return torch.where(read["live"] > 0, e + w["input.token"], w["input.lost"])
+
+    def _recall(self, x: Tensor) -> Tensor:
+        """The GRU's memory after this bin."""
+        w = self.w
+        now = self._linear(x, w["gru.weight_ih"], w["gru.bias_ih"]).chunk(3)
+        back = self._linear(self.memory, w["gru.weight_hh"], w["gru.bias_hh"]).chunk(3)
+        reset, update = (now[0] + back[0]).sigmoid(), (now[1] + back[1]).sigmoid()
+        candidate = (now[2] + reset * back[2]).tanh()
+        return candidate + update * (self.memory - candidate)
 
     def _layer(self, layer: int, x: Tensor, slot: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         hidden, heads, d = self.shape.hidden, self.shape.heads, self.head_width
@@ -205,6 +222,12 @@ class TorchStep:
 
 LAYER_TENSORS = ("norm1.weight", "norm1.bias", "qkv.weight", "qkv.bias", "out.weight", "out.bias",
                  "norm2.weight", "norm2.bias", "up.weight", "up.bias", "down.weight", "down.bias")
+
+
+def is_matrix(name: str) -> bool:
+    """Whether the engine's precision is that of this tensor; vectors and heads stay in float32."""
+    return name == "input.weight" or (
+        name.startswith(("layers.", "gru.")) and "weight" in name and "norm" not in name)
 
 
 def turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

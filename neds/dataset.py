@@ -33,8 +33,8 @@ class Recording:
 
     counts (T, N) uint8, or int32 where a count needs it; encoded[m] (T, n_outputs) float32 as the
     model sees behaviour m; known (M, T) bool; values: per behaviour (T, width) in its own units,
-    NaN where unknown; bin (T,) absolute bin; runs (n, 2) row ranges of consecutive bins. Counts
-    may lie in a file that is mapped into memory: take the rows you need.
+    NaN where unknown; bin (T,) absolute bin, of `bin_size_s` seconds; runs (n, 2) row ranges of
+    consecutive bins. Counts may lie in a file that is mapped into memory: take the rows you need.
     """
 
     state: SessionState
@@ -44,6 +44,7 @@ class Recording:
     values: dict[str, NDArray[np.float32]]
     bin: NDArray[np.int64]
     runs: NDArray[np.int64]
+    bin_size_s: float
 
     def part(self, name: str) -> tuple[int, int]:
         """Row range [first, stop) of "train", "val" or "test"; `BadInput` if split at random."""
@@ -63,7 +64,8 @@ class Recording:
 
     def rows(self, name: str) -> NDArray[np.int64]:
         """The rows of one part, (n,) int64."""
-        return np.concatenate([np.arange(a, b) for a, b in self.runs_within(name)])
+        runs = [np.arange(a, b) for a, b in self.runs_within(name)]
+        return np.concatenate([np.zeros(0, np.int64), *runs])
 
 
 def fit_bins(config: RunConfig, session: Session) -> RunConfig:
@@ -178,6 +180,7 @@ def to_recording(binned: Binned, state: SessionState, spill: Path | None = None)
                 for m, b in enumerate(state.behaviours)},
         bin=kept("bin", binned.bin),
         runs=binned.runs(),
+        bin_size_s=binned.bin_size_s,
     )
 
 

@@ -63,8 +63,11 @@ def decode_part(
     predicted = [decode_rows(model, recording, a, b) for a, b in runs]
     pairs = []
     for m, b in enumerate(recording.state.behaviours):
-        truth = np.concatenate([recording.values[b.name][a:z] for a, z in runs])
-        pairs.append((truth, np.concatenate([p[m] for p in predicted])))
+        values = recording.values[b.name]
+        truth = np.concatenate([values[:0], *(values[a:z] for a, z in runs)])
+        # A part without rows, such as the training part of a zero-shot decoder, has no pairs.
+        blank = np.zeros((0, b.spec.n_outputs), np.float32)
+        pairs.append((truth, np.concatenate([blank, *(p[m] for p in predicted)])))
     return pairs
 
 

@@ -1,8 +1,9 @@
 """From a checkpoint and one of its sessions to a bundle that `neds-rt` serves without torch.
 
-Everything that is constant for one session is folded into the weights: session and modality
-embeddings into the spike token's bias and the queries, the behaviours' scaling into the heads. The
-parity report says how far each engine is from the torch model on rows that were held back.
+Everything that is constant for one session is folded into the weights: the session's embedding and
+the marks of hidden modalities into what a bin's embedding is added to, and into what stands for a
+lost bin; the behaviours' scaling into the heads. The parity report says how far each engine is from
+the torch model on rows that were held back.
 """
 
 from __future__ import annotations
@@ -28,27 +29,30 @@ from neds_rt.errors import BadInput, CheckFailed
 Floats = NDArray[np.float32]
 PARITY_BINS = 2000
 PARITY_LIMIT = 1e-4  # of the largest output
+SERVED = {"tokens": "summed", "inputs": "counts"}  # what the runtime's streaming step computes
 
 
 def fold_weights(model: Neds, state: SessionState, behaviours: list[str]) -> dict[str, Floats]:
     """The streaming step's tensors for one session, names and layout as bundles have them."""
     maps = model.maps([state.session])
     parts = _chosen(model, state, behaviours)
-    constant = maps.embedding[0]
+    hidden = [model.modality_index[b.name] for b in model.stitcher(state.session).spec.behaviours]
+    # A stream shows no behaviour, exported or not: the token of a bin has all their marks.
+    token = maps.embedding[0] + model.modality[hidden].sum(0)
     named: dict[str, Tensor] = {
         "input.weight": maps.spikes_in[0][0],
         "input.bias": maps.spikes_in[1][0, 0],
-        "input.token": model.modality[0] + constant,
-        "queries": torch.stack(
-            [model.mask_token + model.modality[model.modality_index[p.spec.name]] + constant
-             for p, _, _ in parts]
-        ),
+        "input.token": token,
+        "input.lost": token + model.modality[0],
         "norm.weight": model.norm.weight,
         "norm.bias": model.norm.bias,
     }
     if model.stem.conv is not None and model.stem.conv.bias is not None:
         named["conv.weight"] = model.stem.conv.weight[:, 0].flip(-1).T  # tap j multiplies bin t - j
         named["conv.bias"] = model.stem.conv.bias
+    if model.stem.gru is not None:
+        for name, parameter in model.stem.gru.named_parameters():
+            named[f"gru.{name.removesuffix('_l0')}"] = parameter
     for i, block in enumerate(model.layers()):
         for name, parameter in block.named_parameters():
             named[f"layers.{i}.{name}"] = parameter
@@ -90,8 +94,8 @@ def unfold_model(bundle: Bundle) -> Neds:
     shape = manifest.shape
     config = ModelConfig(
         form="stream", hidden=shape.hidden, layers=shape.layers, heads=shape.heads, mlp=shape.mlp,
-        window=shape.window, conv=shape.conv, rope_base=shape.rope_base,
-        dropout=0.0, token_dropout=0.0,
+        window=shape.window, conv=shape.conv, recurrent=shape.recurrent,
+        rope_base=shape.rope_base, dropout=0.0, token_dropout=0.0, **SERVED,
     )
     specs = tuple(
         BehaviourSpec(m.name, m.kind, m.n_outputs // (2 if m.kind == "circular" else 1),
@@ -104,12 +108,15 @@ def unfold_model(bundle: Bundle) -> Neds:
     with torch.no_grad():
         stitch.spikes_in.weight.copy_(state["input.weight"].T)
         stitch.spikes_in.bias.copy_(state["input.bias"])
-        model.modality[0] = state["input.token"]
-        for m, spec in enumerate(specs):
-            model.modality[model.modality_index[spec.name]] = state["queries"][m]
+        stitch.embedding.copy_(state["input.token"])
+        model.modality.zero_()
+        model.modality[0] = state["input.lost"] - state["input.token"]
         if model.stem.conv is not None and model.stem.conv.bias is not None:
             model.stem.conv.weight[:, 0] = state["conv.weight"].T.flip(-1)
             model.stem.conv.bias.copy_(state["conv.bias"])
+        if model.stem.gru is not None:
+            for name, parameter in model.stem.gru.named_parameters():
+                parameter.copy_(state[f"gru.{name.removesuffix('_l0')}"])
         model.norm.weight.copy_(state["norm.weight"])
         model.norm.bias.copy_(state["norm.bias"])
         for i, block in enumerate(model.layers()):
@@ -139,6 +146,10 @@ class BatchDecoder(torch.nn.Module):
         blank = [counts.new_zeros(batch, bins, m.n_outputs) for m in self.modalities]
         hidden = torch.ones(batch, len(blank), bins, dtype=torch.bool)
         _, outputs = self.model([self.session], counts, blank, lost, hidden)
+        return self.finished(outputs)
+
+    def finished(self, outputs: list[Tensor]) -> Tensor:
+        """The model's outputs, (..., n) of each behaviour, as an engine gives them."""
         final = [
             o.softmax(-1) if m.kind == "categorical" else o
             for m, o in zip(self.modalities, outputs, strict=True)
@@ -181,12 +192,10 @@ def export(
     "window" the batch computation over `window` bins from a cold start.
 
     Raises `BadInput` for a window-form model (it reads the future of every bin, which a live
-    decoder has not), a session without behaviours or an unknown one; `CheckFailed` for a bundle
-    that fails parity.
+    decoder has not) or one of another form than bundles serve, a session without behaviours or an
+    unknown one; `CheckFailed` for a bundle that fails parity.
     """
-    if info.config.model.form != "stream":
-        raise BadInput(recording.state.session, "model.form", repr(info.config.model.form),
-                       "'stream', which needs no future bins: neds train --set model.form=stream")
+    _check_form(info.config.model, recording.state.session)
     if not recording.encoded:
         raise BadInput(recording.state.session, "behaviours", "none", "some to decode")
     from neds_rt.engines.onnx_graph import build_step_graph
@@ -198,7 +207,7 @@ def export(
         "bin_size_s": info.config.data.bin_size_s,
         "shape": Shape(hidden=config.hidden, layers=config.layers, heads=config.heads,
                        mlp=config.mlp, window=config.window, conv=config.conv,
-                       rope_base=config.rope_base),
+                       recurrent=config.recurrent, rope_base=config.rope_base),
         "units": state.units,
         "modalities": _modalities(model, recording, behaviours),
         "weights": fold_weights(model, state, behaviours),
@@ -216,6 +225,18 @@ def export(
     draft = make_bundle(**parts, files=files)
     parity = parity_report(model, recording, draft)
     return write_bundle(out, **parts, files=files, parity=parity)
+
+
+def _check_form(config: ModelConfig, session: str) -> None:
+    if config.form != "stream":
+        raise BadInput(session, "model.form", repr(config.form),
+                       "'stream', which needs no future bins: neds train --set model.form=stream")
+    if config.attend == "all":
+        raise BadInput(session, "model.attend", "'all'", "'visible': lost bins are never attended")
+    for field, served in SERVED.items():
+        if getattr(config, field) != served:
+            raise BadInput(session, f"model.{field}", repr(getattr(config, field)),
+                           f"{served!r}: neds train --set model.{field}={served}")
 
 
 def _modalities(model: Neds, recording: Recording, behaviours: list[str]) -> list[ModalityOut]:

@@ -14,15 +14,21 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from neds.losses import Inputs, draw_inputs, inputs_loss, loss_weights
+
 if TYPE_CHECKING:
-    from neds.train import Inputs, Run
+    from neds.train import Run
 
 WARM_STEPS = 3
 
 
 def can_be_graphed(run: Run) -> bool:
-    """Whether the run's steps are all alike: one process, a GPU, every session in every batch."""
+    """Whether the run's steps are all alike: one process, a GPU, every session in every batch.
+
+    Replayed steps compute in float32 (TF32): where launches are all the cost, bf16 saves nothing.
+    """
     return (run.device.type == "cuda" and run.processes.world == 1 and not run.knobs.ema
+            and not run.knobs.freeze and run.knobs.precision != "bf16"
             and run.sampler.sessions == len(run.recordings))
 
 
@@ -37,8 +43,6 @@ class GraphedSteps:
         for group in run.optimiser.param_groups:
             group["capturable"] = run.device.type == "cuda"
             group["lr"] = torch.tensor(group["lr"], device=run.device)
-        from neds.train import loss_weights
-
         names = [r.state.session for r in run.recordings]
         self.weights = loss_weights(run.model, names, run.knobs).to(run.device)
         self.inputs = self._drawn(1, run.device)
@@ -46,14 +50,10 @@ class GraphedSteps:
         self._record()
 
     def _drawn(self, step: int, device: torch.device) -> Inputs:
-        from neds.train import draw_inputs
-
         run = self.run
         return draw_inputs(run.model, run.sampler, run.config, step, run.processes, device)
 
     def _step(self) -> Tensor:
-        from neds.train import inputs_loss
-
         run = self.run
         loss = inputs_loss(run.model, self.inputs, self.weights, run.processes)
         loss.backward()  # type: ignore[no-untyped-call]

@@ -8,13 +8,17 @@ gradients are summed, so that the result is that of one process with the whole b
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from neds.batches import mixed_seed
 from neds_rt.errors import BadInput
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -32,13 +36,37 @@ class Processes:
         self.rank, self.world = rank, world
 
     @classmethod
-    def joined(cls) -> Processes:
+    def joined(cls, device: str = "cpu") -> Processes:
         """Join the group that torchrun's environment names; alone where there is none."""
         if int(os.environ.get("WORLD_SIZE", "1")) < 2:
             return cls()
         if not torch.distributed.is_initialized():
-            torch.distributed.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+            cuda = device.startswith("cuda")
+            torch.distributed.init_process_group("nccl" if cuda else "gloo")
         return cls(torch.distributed.get_rank(), torch.distributed.get_world_size())
+
+    @staticmethod
+    def leave() -> None:
+        """End the group that `joined` joined, if it did."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+    def wait(self) -> None:
+        """Wait until every process is here."""
+        if self.world > 1:
+            torch.distributed.barrier()
+
+    def mine(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Every world-th of the items: what this process works on where all would do the same."""
+        return items[self.rank :: self.world]
+
+    def agreed(self, value: float, device: torch.device) -> float:
+        """The first process's value, for what each measures for itself, such as time."""
+        if self.world == 1:
+            return value
+        shared = torch.tensor(value, dtype=torch.float64, device=device)
+        torch.distributed.broadcast(shared, 0)
+        return float(shared)
 
     def share(self, batch: int, sessions: int) -> Share:
         """This process's sequences of a batch with equally many of each session.

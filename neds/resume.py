@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from neds.config import RunConfig
@@ -36,6 +36,7 @@ class Progress(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     best: float
     best_step: int
     stale: int
+    seconds: float = 0.0
 
 
 def save(run: Run, folder: Path) -> None:
@@ -49,7 +50,7 @@ def save(run: Run, folder: Path) -> None:
         state = run.optimiser.state.get(parameter, {})
         tensors |= {f"optimiser.{kind}.{name}": state[kind] for kind in MOMENTS if kind in state}
     progress = Progress(run.config, [r.state.session for r in run.recordings], run.step,
-                        run.best, run.best_step, run.stale)
+                        run.best, run.best_step, run.stale, run.seconds)
     folder.mkdir(parents=True, exist_ok=True)
     staged = folder / f".{NAME}.new"
     # A clone each: the same memory under two names is not what the format allows.
@@ -65,27 +66,50 @@ def _encoded(progress: Progress) -> str:
     return msgspec.json.encode(msgspec.structs.replace(progress, best=finite)).decode()
 
 
-def resume(run: Run, folder: Path) -> bool:
-    """Take up the state in `folder` if there is one. Raises `BadInput` if it is another run's."""
+def read_progress(folder: Path) -> Progress | None:
+    """How far the run in `folder` has come, None without one; raises `BadInput` if unreadable."""
     path = folder / NAME
     if not path.exists():
-        return False
+        return None
     try:
         with safe_open(path, framework="pt") as file:
-            progress = msgspec.json.decode((file.metadata() or {}).get("progress", ""),
-                                           type=Progress)
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            text = (file.metadata() or {}).get("progress", "")
+        return msgspec.json.decode(text, type=Progress)
     except (OSError, SafetensorError, msgspec.DecodeError) as error:
-        raise BadInput(path, "state", str(error)[:200], "what neds writes while it trains"
-                       ) from error
-    sessions = [r.state.session for r in run.recordings]
-    if progress.config != run.config or progress.sessions != sessions:
-        raise BadInput(path, "state", "of another recipe or other sessions",
-                       "this run's, or none: give another --out, or --overwrite")
+        raise BadInput(path, "state", str(error)[:200],
+                       "what neds writes while it trains; --overwrite begins anew") from error
+
+
+def resume(run: Run, folder: Path) -> bool:
+    """Take up the state in `folder` if there is one. Raises `BadInput` if it is another run's."""
+    progress = read_progress(folder)
+    at = 0 if progress is None else progress.step
+    if run.processes.agreed(at, run.device) != at:
+        raise BadInput(folder, "step", at, "the first process's: a folder that all machines share")
+    if progress is None:
+        return False
+    path = folder / NAME
+    check_same(progress, run.config, [r.state.session for r in run.recordings], path)
+    tensors = load_file(path)
     _take(run, tensors)
     run.step, run.best_step, run.stale = progress.step, progress.best_step, progress.stale
     run.best = progress.best if progress.best > -1e300 else float("-inf")
+    run.seconds = progress.seconds
     return True
+
+
+def check_same(progress: Progress, config: RunConfig, sessions: list[str], path: Path) -> None:
+    """Raise `BadInput`, naming what differs, unless the state is of this recipe and sessions."""
+    expected = "this run's: the same command, or --overwrite to begin anew"
+    if progress.sessions != sessions:
+        differ = sorted(set(progress.sessions) ^ set(sessions)) or sessions
+        raise BadInput(path, "state", f"of other sessions ({', '.join(differ[:3])})", expected)
+    ours, theirs = msgspec.to_builtins(config), msgspec.to_builtins(progress.config)
+    for table, fields in ours.items():
+        for field, value in fields.items():
+            if theirs[table][field] != value:
+                raise BadInput(path, "state", f"of another recipe ({table}.{field} = "
+                               f"{theirs[table][field]!r}, now {value!r})", expected)
 
 
 def _take(run: Run, tensors: dict[str, Tensor]) -> None:

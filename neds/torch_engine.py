@@ -1,25 +1,26 @@
 """Engines in eager torch that recompute the window for every bin: the baseline to be beaten.
 
 Chosen as `--engine neds.torch_engine:EagerWindow` (all tokens of the window, as the batch form
-computes them) or `neds.torch_engine:EagerLastBin` (the window's spike tokens and the newest bin's
-queries only). Both equal the streaming engines for the first `window` bins of a stream; after
-that a recomputed window forgets what its first bins had seen, which the stream does not.
+computes them) or `neds.torch_engine:EagerLastBin` (the last layer is asked for the newest bin
+alone). Both equal the streaming engines for the first `window` bins of a stream; after that a
+recomputed window forgets what its first bins had seen, which the stream does not.
 """
 
 from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from neds.export import BatchDecoder
-from neds.model import rotary_phases
+from neds.model import Block, rotary_phases, rotate
 from neds_rt.bundle import Bundle
 
 
 class EagerWindow:
-    """Recompute all (1 + M) * window tokens a bin, one thread."""
+    """Recompute all tokens of the window a bin, one thread; the first windows are shorter."""
 
     name = "eager-window"
     precision = "float32"
@@ -37,15 +38,26 @@ class EagerWindow:
         """Forget all bins."""
         self.counts = torch.zeros(1, self.window, self.n_units)
         self.lost = torch.ones(1, self.window, dtype=torch.bool)
+        self.seen = 0  # bins since then, the window at most
 
     def step(self, counts: NDArray[np.uint16], present: bool = True) -> NDArray[np.float32]:
         """Shift the window by one bin and recompute it; returns the newest bin's outputs."""
-        self.counts = torch.roll(self.counts, -1, 1)
-        self.lost = torch.roll(self.lost, -1, 1)
+        self.shift()
         self.counts[0, -1] = torch.from_numpy(counts.astype(np.float32))
         self.lost[0, -1] = not present
+        return self.recompute()
+
+    def shift(self) -> None:
+        """Move the window on by a lost bin."""
+        self.counts, self.lost = torch.roll(self.counts, -1, 1), torch.roll(self.lost, -1, 1)
+        self.counts[0, -1], self.lost[0, -1] = 0, True
+        self.seen = min(self.seen + 1, self.window)
+
+    def recompute(self) -> NDArray[np.float32]:
+        """Outputs of the newest bin (n_outputs,) from the bins seen, or one blank one."""
+        held = slice(self.window - max(self.seen, 1), None)
         with torch.inference_mode():
-            return self.compute(self.counts, self.lost).numpy()
+            return self.compute(self.counts[:, held], self.lost[:, held]).numpy()
 
     def compute(self, counts: Tensor, lost: Tensor) -> Tensor:
         """Outputs of the newest bin (n_outputs,)."""
@@ -55,40 +67,59 @@ class EagerWindow:
     def skip(self, n_bins: int) -> None:
         """Shift the window by lost bins."""
         for _ in range(min(n_bins, self.window)):
-            self.counts, self.lost = torch.roll(self.counts, -1, 1), torch.roll(self.lost, -1, 1)
-            self.counts[0, -1], self.lost[0, -1] = 0, True
+            self.shift()
 
     def warm(self) -> None:
         """Recompute the window as it is."""
-        with torch.inference_mode():
-            self.compute(self.counts, self.lost)
+        self.recompute()
 
 
 class EagerLastBin(EagerWindow):
-    """Recompute the window's spike tokens and only the newest bin's M queries."""
+    """Recompute the window's tokens, and in the last layer the newest bin's row alone."""
 
     name = "eager-last-bin"
 
     def compute(self, counts: Tensor, lost: Tensor) -> Tensor:
         """Outputs of the newest bin (n_outputs,)."""
-        model = self.decoder.model
-        stitch = model.stitcher(self.decoder.session)
-        order = [model.modality_index[b.name] for b in stitch.spec.behaviours]
-        maps = model.maps([self.decoder.session])
+        model, config = self.decoder.model, self.decoder.model.config
+        sessions, bins = [self.decoder.session], counts.shape[1]
+        maps = model.maps(sessions)
         embedded, _ = model.embed_spikes(maps, counts, lost)
-        tokens = torch.where(lost[..., None], model.mask_token, embedded) + model.modality[0]
-        x = torch.cat((tokens, (model.mask_token + model.modality[order])[None]), 1)
-        last = torch.full((len(order),), self.window - 1)
-        positions = torch.cat((torch.arange(self.window), last))
-        age = positions[:, None] - positions[None]
-        sees = (age >= 0) & torch.cat((~lost[0], torch.zeros(len(order), dtype=torch.bool)))
+        n_behaviours = len(maps.behaviours_out)
+        blank = [counts.new_zeros(1, bins, pair[0].shape[1]) for pair in maps.behaviours_in]
+        hidden = torch.ones(1, n_behaviours, bins, dtype=torch.bool)
+        x, visible = model.tokens(maps, sessions, embedded, blank, lost, hidden)
+        sees = model.attention_mask(visible, bins)
         blind = ~sees.any(-1, keepdim=True)
-        head = model.config.hidden // model.config.heads
-        cos, sin = rotary_phases(positions, head, model.config.rope_base)
-        for block in model.layers():
-            x = block(x, (sees | blind)[None, None], blind[None], cos, sin)
-        x = model.norm(x)[0, self.window :]
-        outputs = [part.out(z) for part, z in zip(stitch.parts(), x, strict=True)]
-        kinds = [b.kind for b in stitch.spec.behaviours]
-        return torch.cat([o.softmax(-1) if k == "categorical" else o
-                          for k, o in zip(kinds, outputs, strict=True)])
+        sees = (sees | blind)[:, None]
+        cos, sin = rotary_phases(torch.arange(bins), config.hidden // config.heads,
+                                 config.rope_base)
+        *inner, last = model.layers()
+        for block in inner:
+            x = block(x, sees, blind, cos, sin)
+        z: Tensor = model.norm(newest_row(last, x, sees, blind, cos, sin))
+        _, outputs = model.heads(maps, z, 1)
+        return self.decoder.finished(outputs)[0, 0]
+
+
+def newest_row(
+    block: Block, x: Tensor, sees: Tensor, blind: Tensor, cos: Tensor, sin: Tensor
+) -> Tensor:
+    """The last of the rows that `block(x, sees, blind, cos, sin)` gives, (1, 1, H)."""
+    width, heads = x.shape[2], block.heads
+    y = block.norm1(x)
+    weight, bias = block.qkv.weight, block.qkv.bias
+
+    def split(rows: Tensor) -> Tensor:
+        parts: Tensor = rows.unflatten(2, (-1, heads, width // heads))
+        return parts.permute(2, 0, 3, 1, 4)
+
+    (query,) = split(F.linear(y[:, -1:], weight[:width], bias[:width]))
+    key, value = split(F.linear(y, weight[width:], bias[width:]))
+    query, key = rotate(query, cos[-1:], sin[-1:]), rotate(key, cos, sin)
+    mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=sees[:, :, -1:])
+    row = mixed.transpose(1, 2).flatten(2).masked_fill(blind[:, -1:], 0.0)
+    row = x[:, -1:] + block.out(row)
+    hidden = F.gelu(block.up(block.norm2(row)), approximate="tanh")
+    result: Tensor = row + block.down(hidden)
+    return result

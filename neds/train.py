@@ -10,30 +10,29 @@ from __future__ import annotations
 
 import copy
 import math
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
-import msgspec
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from neds.batches import Batch, Sampler, collate, drop_units, masks_for, step_generator
-from neds.config import MaskingConfig, RunConfig, TrainConfig
+from neds.batches import Sampler
+from neds.config import MaskingConfig, RunConfig
 from neds.dataset import Recording
 from neds.evaluate import decode_part, encode_part
 from neds.graphed import GraphedSteps, can_be_graphed
-from neds.masking import Masks
+from neds.losses import training_loss
 from neds.metrics import bits_per_spike, score
 from neds.modalities import KINDS
 from neds.model import Neds, SessionSpec, poisson_null_log_rate
+from neds.optimise import freeze_backbone, make_optimiser, one_cycle
 from neds.processes import Processes
 from neds.resume import resume, save
+from neds.runlog import RunLog, progress_bar
 from neds_rt.errors import BadInput
 
 
@@ -92,6 +91,7 @@ class Run:
         self.step, self.best, self.best_step, self.stale = 0, -math.inf, 0, 0
         self.best_weights = self._weights()
         self.loss = torch.zeros(())
+        self.seconds = 0.0  # spent in earlier runs that this one goes on from
 
     def _weights(self) -> dict[str, Tensor]:
         return {k: v.detach().clone() for k, v in self.averaged.state_dict().items()}
@@ -107,6 +107,8 @@ class Run:
         at = self.step if progress is None else progress * self.knobs.steps
         for group in self.optimiser.param_groups:
             group["lr"] = self.knobs.learning_rate * group["rate"] * self.factor(at)
+        if self.knobs.freeze:
+            freeze_backbone(self.model, at < self.knobs.freeze * self.knobs.steps)
         self.step += 1
         self.optimiser.zero_grad(set_to_none=True)
         self.loss = training_loss(self.model, self.sampler, self.config, self.step, self.processes)
@@ -130,7 +132,8 @@ class Run:
 
     def validate(self) -> float | None:
         """Score the validation parts; keep the weights if they are the best so far."""
-        value = validation_score(self.averaged, self.recordings, self.config.masking)
+        value = validation_score(self.averaged, self.recordings, self.config.masking,
+                                 self.processes)
         if value is None or value > self.best:  # with nothing to choose by, the newest are kept
             self.best_step, self.stale, self.best_weights = self.step, 0, self._weights()
             self.best = self.best if value is None else value
@@ -149,7 +152,7 @@ class Run:
 def train(
     config: RunConfig,
     recordings: list[Recording],
-    log: TextIO | None = None,
+    log: TextIO | RunLog | None = None,
     progress: bool = True,
     *,
     device: str = "cpu",
@@ -161,208 +164,114 @@ def train(
 ) -> TrainResult:
     """Train on the training parts of `recordings`, in batches that mix sessions.
 
-    `init`: a model to go on from instead of a fresh one. `saved`: a folder where the run's state is
-    kept every `save_every` steps and found again, for exact resuming. `budget_s`: end within these
-    seconds, the learning rate falling in time for it. `report(step, score)` is called after each
-    validation. Raises `BadInput` for what `build_model` refuses, when a saved state is of another
-    recipe, and when the loss is no longer finite.
+    `init`: a model to go on from instead of a fresh one; it is scored first and kept if nothing
+    beats it. `saved`: a folder where the run's state is kept every `save_every` steps and found
+    again, for exact resuming. `budget_s`: end within these seconds, the learning rate falling in
+    time for it. `report(step, score)` is called after each validation. Raises `BadInput` for what
+    `build_model` refuses, when a saved state is of another recipe, and when the loss is no longer
+    finite.
     """
-    processes = Processes.joined()
+    processes = Processes.joined(device)
     run = Run(config, recordings, device, init, processes)
-    knobs = config.train
     if saved is not None:
         resume(run, saved)
+    quiet = processes.rank > 0
+    run_log = log if isinstance(log, RunLog) else RunLog(log)
+    bar = progress_bar(config.train.steps, run.step, progress and not quiet)
+    watch = Watch(run, RunLog(None) if quiet else run_log, bar, report)
+    if init is not None and not run.step:
+        watch.validated()
     advance = run.advance
-    if knobs.cuda_graph and budget_s is None and can_be_graphed(run):
+    if config.train.cuda_graph and budget_s is None and can_be_graphed(run):
         advance = GraphedSteps(run).advance
-    started = time.monotonic()
-    bar = _progress(knobs.steps, run.step, progress and processes.rank == 0)
     while not run.done:
-        spent = time.monotonic() - started
-        share = None if budget_s is None else max(run.step / knobs.steps, spent / budget_s)
+        share = watch.share(budget_s)
         if share is not None and share >= 1:
             break
         advance(share)
         bar.update(1)
         if run.step % 20 == 0 or run.device.type == "cpu":
             run.check_finite()
-        last = run.step == knobs.steps
-        if run.step % knobs.validate_every == 0 or last:
-            _validated(run, log, bar, time.monotonic() - started, report)
+        last = run.step == config.train.steps
+        if run.step % config.train.validate_every == 0 or last:
+            watch.validated()
         if saved is not None and save_every and (run.step % save_every == 0 or last):
+            run.seconds, watch.started = watch.seconds, time.monotonic()
             save(run, saved)
-    if budget_s is not None and run.step % knobs.validate_every and run.step < knobs.steps:
-        _validated(run, log, bar, time.monotonic() - started, report)
+    if budget_s is not None and watch.at != run.step:
+        watch.validated()
     bar.close()
-    return run.result(time.monotonic() - started)
+    return run.result(watch.seconds)
 
 
-def _validated(
-    run: Run, log: TextIO | None, bar: Any, seconds: float,
-    report: Callable[[int, float | None], None] | None,
-) -> None:
-    loss, value = run.check_finite(), run.validate()
-    shown = "–" if value is None else f"{value:.3f} (best {run.best:.3f})"
-    bar.set_postfix(loss=f"{loss:.3f}", val=shown)
-    if run.processes.rank == 0:
-        _log(log, step=run.step, loss=loss, val=value, seconds=seconds)
-    if report is not None:
-        report(run.step, value)
+class Watch:
+    """Looks at a run from outside: its clock, its validations, and who is told of them."""
 
+    def __init__(
+        self, run: Run, log: RunLog, bar: Any, report: Callable[[int, float | None], None] | None
+    ) -> None:
+        self.run, self.log, self.bar, self.report = run, log, bar, report
+        self.started = time.monotonic()
+        self.at = -1 if run.step == 0 else run.step  # the step of the last validation
 
-@dataclass(frozen=True)
-class Inputs:
-    """Everything random of one step, drawn: what a training step computes on."""
+    @property
+    def seconds(self) -> float:
+        """Time that the run has taken, earlier parts of it included."""
+        return self.run.seconds + time.monotonic() - self.started
 
-    batch: Batch
-    counts: Tensor  # with units silenced
-    masks: Masks
-    keep_own: Tensor | None
+    def share(self, budget_s: float | None) -> float | None:
+        """How much of the budget or of the steps is used up; all processes agree on it."""
+        if budget_s is None:
+            return None
+        made = self.run.step / self.run.knobs.steps
+        spent = self.seconds / budget_s if budget_s > 0 else 1.0
+        return self.run.processes.agreed(max(made, spent), self.run.device)
 
-
-def draw_inputs(
-    model: Neds, sampler: Sampler, config: RunConfig, step: int, processes: Processes,
-    device: torch.device,
-) -> Inputs:
-    """Draw and mask the batch of a step; of several processes, this one's share of it."""
-    knobs = config.train
-    generator = step_generator(knobs.seed, step)
-    drawn = sampler.rows(generator)
-    keep = None
-    if knobs.own_dropout:
-        keep = (torch.rand(len(drawn), generator=generator) >= knobs.own_dropout).float().to(device)
-    share = processes.share(sampler.batch, sampler.sessions)
-    mine = [(r, rows[share.of_session], there[share.of_session]) for r, rows, there in drawn]
-    batch = collate(model, mine, device)
-    masks = masks_for(batch, config.masking, sampler.batch, share.of_batch, generator)
-    counts = drop_units(batch.counts, knobs.unit_dropout, config.model.inputs,
-                        sampler.batch, share.of_batch, generator)
-    return Inputs(batch, counts, masks, keep)
-
-
-def inputs_loss(model: Neds, inputs: Inputs, weights: Tensor, processes: Processes) -> Tensor:
-    """The loss of drawn inputs; `weights` (1 + M,) as `loss_weights` gives them."""
-    batch, masks, absent = inputs.batch, inputs.masks, inputs.batch.absent
-    log_rates, outputs = model(
-        batch.sessions, inputs.counts, batch.encoded,
-        masks.spikes | absent[:, 0], masks.behaviours | absent[:, 1:],
-        absent=absent, keep_own=inputs.keep_own,
-    )
-    sums, known = masked_losses(model, batch, masks, log_rates.float(),
-                                [o.float() for o in outputs])
-    return (weights * sums / processes.summed(known).clamp(min=1)).sum()
-
-
-def training_loss(
-    model: Neds, sampler: Sampler, config: RunConfig, step: int, processes: Processes
-) -> Tensor:
-    """Loss of one freshly drawn and masked batch; of several processes, this one's share of it."""
-    inputs = draw_inputs(model, sampler, config, step, processes, model.device)
-    weights = loss_weights(model, inputs.batch.sessions, config.train).to(model.device)
-    processes.seed_dropout(config.train.seed, step)
-    model.train()
-    with torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type == "cuda"):
-        return inputs_loss(model, inputs, weights, processes)
-
-
-def masked_losses(
-    model: Neds, batch: Batch, masks: Masks, log_rates: Tensor, outputs: list[Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Summed loss and number of its terms, (1 + M,) each, over hidden tokens that were recorded.
-
-    Spikes: Poisson, one term a unit and bin. Categorical: cross-entropy, one term a bin (the
-    reference's is implicitly weighted by 1/100). Else: squared error, one term a number.
-    """
-    asked = (masks.spikes & batch.there)[..., None] & batch.units[:, None]
-    nll = F.poisson_nll_loss(log_rates.clamp(max=8.0), batch.counts, reduction="none")
-    sums, terms = [(nll * asked).sum()], [asked.sum()]
-    for m, spec in enumerate(model.behaviours_of(batch.sessions)):
-        wanted = masks.behaviours[:, m] & batch.known[:, m]
-        target, output = batch.encoded[m], outputs[m]
-        if KINDS[spec.kind].loss == "cross_entropy":
-            loss = F.cross_entropy(output.flatten(0, 1), target.argmax(-1).flatten(),
-                                   reduction="none").view_as(wanted)
-        else:
-            loss = (output - target).square().mean(-1)
-        sums.append((loss * wanted).sum())
-        terms.append(wanted.sum())
-    return torch.stack(sums), torch.stack(terms).float()
-
-
-def loss_weights(model: Neds, sessions: list[str], knobs: TrainConfig) -> Tensor:
-    """Weight (1 + M,) of each modality's mean loss in the total."""
-    names = [b.name for b in model.behaviours_of(sessions)]
-    return torch.tensor([knobs.spike_weight,
-                         *(knobs.behaviour_weights.get(name, 1.0) for name in names)])
-
-
-def make_optimiser(model: Neds, knobs: TrainConfig) -> torch.optim.AdamW:
-    """AdamW; no weight decay on biases, norms, embeddings and stitchers."""
-    decayed: list[Tensor] = []
-    free: list[Tensor] = []
-    for name, parameter in model.named_parameters():
-        shared = name.startswith(("blocks.", "stem."))
-        (decayed if shared and parameter.ndim >= 2 else free).append(parameter)
-    groups = [{"params": decayed, "weight_decay": knobs.weight_decay, "rate": 1.0},
-              {"params": free, "weight_decay": 0.0, "rate": 1.0}]
-    return torch.optim.AdamW(groups, lr=knobs.learning_rate, betas=(0.9, 0.98), fused=True)
-
-
-def one_cycle(knobs: TrainConfig) -> Callable[[float], float]:
-    """Learning rate factor by step: linear warm-up to 1, then a cosine down to 0.001."""
-    rise = max(1, round(knobs.warmup * knobs.steps))
-
-    def factor(step: float) -> float:
-        if step < rise:
-            return (step + 1) / rise
-        done = (step - rise) / max(1, knobs.steps - rise)
-        return 0.001 + 0.999 * 0.5 * (1 + math.cos(math.pi * done))
-
-    return factor
+    def validated(self) -> None:
+        """Score the validation parts, and say so."""
+        run = self.run
+        loss = run.check_finite() if run.step else None  # no step, no loss
+        value = run.validate()
+        self.at = run.step
+        shown = "–" if value is None else f"{value:.3f} (best {run.best:.3f})"
+        self.bar.set_postfix(loss="–" if loss is None else f"{loss:.3f}", val=shown)
+        self.log.write(run.step, loss=loss, val=value, seconds=self.seconds)
+        if self.report is not None:
+            self.report(run.step, value)
 
 
 def validation_score(
-    model: Neds, recordings: list[Recording], masking: MaskingConfig | None = None
+    model: Neds, recordings: list[Recording], masking: MaskingConfig | None = None,
+    processes: Processes | None = None,
 ) -> float | None:
     """Mean over sessions and behaviours of each behaviour's headline metric when decoding.
 
     Behaviours without a score (none known there, or constant) are left out; None if all are. A
-    model that was never trained to decode is scored by its bits per spike.
+    model that was never trained to decode is scored by its bits per spike. Several processes score
+    some of the sessions each and agree on the mean.
     """
-    if masking is not None and masking.decoding + masking.random_token == 0:
-        values = [encoding_score(model, recording) for recording in recordings]
-    else:
-        values = []
-        for recording in recordings:
-            for b, (truth, predicted) in zip(
-                recording.state.behaviours, decode_part(model, recording, "val"), strict=True
-            ):
-                values.append(score(b.kind, truth, predicted)[KINDS[b.kind].metrics[0]])
-    known = [v for v in values if not math.isnan(v)]
-    return sum(known) / len(known) if known else None
+    processes = processes or Processes()
+    encodes = masking is not None and masking.decoding + masking.random_token == 0
+    known: list[float] = []
+    for recording in processes.mine(recordings):
+        if not recording.runs_within("val"):
+            continue
+        values = [encoding_score(model, recording)] if encodes else decoding_scores(
+            model, recording)
+        known += [v for v in values if not math.isnan(v)]
+    found = torch.tensor([sum(known), len(known)], dtype=torch.float64, device=model.device)
+    total, number = processes.summed(found).tolist()
+    return total / number if number else None
+
+
+def decoding_scores(model: Neds, recording: Recording) -> list[float]:
+    """Each behaviour's headline metric on the validation part."""
+    pairs = decode_part(model, recording, "val")
+    return [score(b.kind, truth, predicted)[KINDS[b.kind].metrics[0]]
+            for b, (truth, predicted) in zip(recording.state.behaviours, pairs, strict=True)]
 
 
 def encoding_score(model: Neds, recording: Recording) -> float:
     """Pooled bits per spike on the validation part."""
     counts, rates = encode_part(model, recording, "val")
     return bits_per_spike(counts, rates, np.array(recording.state.null_rates))[1]
-
-
-def open_log(path: Path) -> TextIO:
-    """The run's JSONL log, line by line on disk; raises `BadInput` where it cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("w", buffering=1)
-    except OSError as error:
-        raise BadInput(path, "log", error.strerror, "a file that can be written") from error
-
-
-def _log(log: TextIO | None, **fields: Any) -> None:
-    if log is not None:
-        log.write(msgspec.json.encode(fields).decode() + "\n")
-
-
-def _progress(total: int, made: int, wanted: bool) -> Any:
-    from tqdm import tqdm
-
-    return tqdm(total=total, initial=made, unit="step", disable=not wanted, file=sys.stderr)

@@ -62,7 +62,7 @@ def test_unknown_part_is_refused(capsys):
     assert "coffee" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("name", "low", "high"), [("1M", 0.9, 1.3), ("2.9M", 2.6, 3.0),
+@pytest.mark.parametrize(("name", "low", "high"), [("1M", 0.9, 1.3), ("3.2M", 3.0, 3.4),
                                                    ("12M", 11.5, 12.8)])
 def test_sizes_of_the_models(name, low, high):
     assert low < gpu_measure.n_parameters(gpu_measure.make_model(name)) / 1e6 < high

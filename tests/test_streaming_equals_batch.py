@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from neds.export import BatchDecoder, unfold_model
+from neds.export import BatchDecoder
 from neds_rt.bundle import ModalityOut, Shape, random_bundle
 from neds_rt.engines import load_engine
 
@@ -32,7 +32,8 @@ def bundles(draw):
         heads=heads,
         mlp=draw(st.integers(1, 40)),
         window=draw(st.integers(1, 30)),
-        conv=draw(st.integers(0, 6)),
+        conv=draw(st.sampled_from([0, 1, 2, 5])),
+        recurrent=draw(st.booleans()),
     )
     modalities = draw(st.lists(st.sampled_from(MODALITIES), min_size=1, unique_by=lambda m: m.name))
     return random_bundle(shape, draw(st.integers(1, 40)), modalities,
@@ -55,16 +56,23 @@ def stepped(name, bundle, counts, lost):
 
 
 def batch(bundle, counts, lost, chunk):
-    """Torch's batch form over the whole stream, in chunks that overlap by the receptive field."""
-    past = unfold_model(bundle).receptive_field + bundle.manifest.shape.conv
+    """Torch's batch form: the stem over all bins at once, the attention in overlapping chunks."""
     decoder = BatchDecoder(bundle).eval()
+    model, sessions = decoder.model, [decoder.session]
+    maps, past = model.maps(sessions), model.receptive_field
+    lost = torch.from_numpy(lost)[None]
+    blank = [torch.zeros(1, len(counts), m.n_outputs) for m in bundle.manifest.modalities]
+    hidden = torch.ones(1, len(blank), len(counts), dtype=torch.bool)
     parts = []
     with torch.inference_mode():
+        embedded, _ = model.embed_spikes(maps, torch.from_numpy(counts.astype(np.float32))[None],
+                                         lost)
+        x, visible = model.tokens(maps, sessions, embedded, blank, lost, hidden)
         for start in range(0, len(counts), chunk):
-            begin, end = max(0, start - past), start + chunk
-            block = torch.from_numpy(counts[begin:end].astype(np.float32))[None]
-            outputs = decoder(block, torch.from_numpy(lost[begin:end])[None])
-            parts.append(outputs[0, start - begin :].numpy())
+            begin, end = max(0, start - past), min(len(counts), start + chunk)
+            z = model.encode(x[:, begin:end], visible[:, begin:end], end - begin, begin)
+            _, outputs = model.heads(maps, z[:, start - begin :], end - start)
+            parts.append(decoder.finished(outputs)[0].numpy())
     return np.concatenate(parts)
 
 
@@ -85,8 +93,19 @@ def test_any_shape_window_and_gap(bundle, seed, gaps):
 
 @pytest.mark.parametrize("name", ["native", "onnx"])
 def test_more_than_ten_thousand_consecutive_bins(name):
-    shape = Shape(hidden=32, layers=3, heads=4, mlp=64, window=40, conv=5)
+    shape = Shape(hidden=32, layers=3, heads=4, mlp=64, window=40, conv=5, recurrent=True)
     bundle = random_bundle(shape, 50, list(MODALITIES), seed=3)
     rng = np.random.default_rng(11)
     counts, lost = stream(rng, 10_500, 50, [3, 50, 400])
     assert_agree(stepped(name, bundle, counts, lost), batch(bundle, counts, lost, 500))
+
+
+@pytest.mark.parametrize("name", ["EagerWindow", "EagerLastBin"])
+@pytest.mark.parametrize("recurrent", [False, True])
+def test_a_recomputed_window_equals_the_stream_while_it_lasts(name, recurrent):
+    shape = Shape(hidden=16, layers=2, heads=2, mlp=20, window=30, conv=5, recurrent=recurrent)
+    bundle = random_bundle(shape, 12, list(MODALITIES), seed=4)
+    counts, lost = stream(np.random.default_rng(1), 30, 12, [4])
+    lost[0] = True
+    found = stepped(f"neds.torch_engine:{name}", bundle, counts, lost)
+    assert_agree(found, stepped("native", bundle, counts, lost))

@@ -22,10 +22,12 @@ MODALITIES = [
     ModalityOut(name="block", kind="categorical", n_outputs=3, classes=["0.2", "0.5", "0.8"]),
 ]
 MODELS = {
-    "1M": Shape(hidden=128, layers=6, heads=4, mlp=384, window=100),
-    "2.9M": Shape(hidden=256, layers=5, heads=8, mlp=512, window=100),  # as in the paper
-    "12M": Shape(hidden=512, layers=6, heads=8, mlp=896, window=100),
-    "tiny": Shape(hidden=16, layers=2, heads=2, mlp=24, window=10),  # of the dry run
+    "1M": Shape(hidden=128, layers=6, heads=4, mlp=256, window=100, conv=5, recurrent=True),
+    # The paper's layers, behind convolution and GRU.
+    "3.2M": Shape(hidden=256, layers=5, heads=8, mlp=512, window=100, conv=5, recurrent=True),
+    "12M": Shape(hidden=512, layers=6, heads=8, mlp=640, window=100, conv=5, recurrent=True),
+    # Of the dry run.
+    "tiny": Shape(hidden=16, layers=2, heads=2, mlp=24, window=10, conv=5, recurrent=True),
 }
 
 

@@ -96,7 +96,7 @@ def floor(args: argparse.Namespace, rows: list[Any]) -> None:
         rows.append({"name": name, "value": value})
         print(f"   {name}: {value}", flush=True)
 
-    bundle = make_model("tiny" if args.dry_run else "2.9M")
+    bundle = make_model("tiny" if args.dry_run else "3.2M")
     tell("weight_bytes_float32", 4 * n_parameters(bundle))
     if args.dry_run:
         return
@@ -139,7 +139,7 @@ def spread(args: argparse.Namespace, rows: list[Any]) -> None:
     """The kernel over clusters and grids of several sizes, input and launch in several ways."""
     if args.dry_run:
         return
-    bundle = make_model("2.9M")
+    bundle = make_model("3.2M")
     variants: list[dict[str, Any]] = [
         {"team": "cluster", "blocks": blocks, "threads": threads}
         for blocks, threads in ((16, 128), (16, 256), (16, 384), (16, 512), (8, 256), (8, 512))
@@ -165,9 +165,11 @@ def one_spread(bundle: Any, precision: str, options: dict[str, Any]) -> dict[str
         for _ in range(300):
             marked.warm()
         clocks = np.diff(np.array(marked.core.phase_clocks()))
-        layers = clocks[1:-1].reshape(-1, 5)[1:]
+        stem = 2 if bundle.manifest.shape.recurrent else 1
+        layers = clocks[stem:-1].reshape(-1, 5)[1:]
         names = ("qkv", "attention", "out", "up", "down")
-        row["cycles"] = {"input": int(clocks[0]), "readout": int(clocks[-1]),
+        row["cycles"] = {"input": int(clocks[0]), "gru": int(clocks[1:stem].sum()),
+                         "readout": int(clocks[-1]),
                          **{n: int(c) for n, c in zip(names, np.median(layers, 0), strict=True)}}
         row["facts"] = dict(marked.core.facts)
     except Exception as error:
@@ -188,7 +190,7 @@ def candidates(args: argparse.Namespace, model: str) -> list[Candidate]:
                   window_candidate(precision, "graph", False)]
     if model != "1M" and not (args.quick and model == "12M"):
         found.append(window_candidate("bfloat16", "reduce-overhead", False))
-    if not args.quick and model == "2.9M":
+    if not args.quick and model == "3.2M":
         found += [window_candidate("float32", "reduce-overhead", False),
                   window_candidate("bfloat16", "max-autotune", False)]
     return found

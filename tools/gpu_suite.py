@@ -56,7 +56,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--wheels", type=Path, help="folder of wheels to install first")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     parser.add_argument("--only", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
-    parser.add_argument("--models", default="2.9M,1M,12M", help="sizes to measure")
+    parser.add_argument("--models", default="3.2M,1M,12M", help="sizes to measure")
     parser.add_argument("--quick", action="store_true", help="fewer steps and candidates")
     parser.add_argument("--dry-run", action="store_true", help="a tiny model on the CPU, no build")
     parser.add_argument("--architectures", default="native", help="of the build, as CMake has them")

@@ -19,7 +19,7 @@ from neds_rt.demo import ANIMAL, BUNDLE, UNITS
 from neds_rt.errors import CheckFailed
 
 MAX_BYTES = 1_000_000  # it lies in the repository and in every install
-MODEL = {"hidden": 64, "layers": 3, "heads": 4, "mlp": 128, "window": 50, "conv": 5}
+MODEL = {"hidden": 64, "layers": 2, "heads": 4, "mlp": 128, "window": 50, "conv": 5}
 
 
 def neds(*arguments: str) -> None:

@@ -94,7 +94,8 @@ def blocks(folder: Path) -> dict[str, Block]:
     """The text of every kind that has results, and what it is made of."""
     found = {kind: score_block(folder, kind, *how) for kind, how in SCORES.items()}
     if not found["within"][0]:
-        found["within"] = score_block(folder, "alone", ("accuracy-*.json",), (), accuracy.alone_table)
+        found["within"] = score_block(folder, "alone", ("accuracy-*.json",), (),
+                                      accuracy.alone_table)
     for kind, (pattern, make) in OTHERS.items():
         results = read_all(folder, pattern)
         found[kind] = (make(results) if results else "", results)

@@ -108,6 +108,7 @@ class StepEngine:
         mlp: int,
         window: int,
         conv: int,
+        recurrent: bool,
         rope_base: float,
         modalities: Sequence[tuple[int, bool]],
         weights: Mapping[str, NDArray[np.float32]],

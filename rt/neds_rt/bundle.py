@@ -199,7 +199,7 @@ def random_bundle(
     """Return a bundle of random weights in memory, for benchmarks and tests.
 
     Scales are such that activations stay near 1, attention is neither uniform nor one-hot, and
-    every term (biases, norms, convolution) contributes.
+    every term (biases, norms, convolution, GRU) contributes.
     """
     rng = np.random.default_rng(seed)
     shapes = tensor_shapes(shape, n_units, modalities)
@@ -218,12 +218,12 @@ def _random_tensor(
     values = rng.standard_normal(shape)
     if "norm" in layer_part:
         values = 0.1 * values + (kind == "weight")
-    elif kind == "bias":
+    elif kind.startswith("bias"):
         values *= 0.1
     elif name == "input.weight":  # a sum over perhaps a fifth of the units
         values *= 1.0 / np.sqrt(1 + 0.2 * shape[0])
     elif name == "conv.weight":
         values *= 1.0 / np.sqrt(shape[0])
-    elif len(shape) == 2 and name != "queries":
+    elif len(shape) == 2:
         values *= (1.5 if layer_part.endswith("qkv") else 1.0) / np.sqrt(shape[1])
     return values.astype(np.float32)

@@ -11,7 +11,7 @@ import msgspec
 
 from neds_rt.errors import BadInput
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 PRECISIONS = ("float32",)
 KINDS = ("continuous", "circular", "categorical")
 MAX_RING_BYTES = 1 << 30
@@ -47,6 +47,7 @@ class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     mlp: int
     window: int  # bins a token can see, its own included
     conv: int = 0  # taps of the causal depthwise convolution before the attention, 0 for none
+    recurrent: bool = False  # a GRU layer between the convolution and the attention
     rope_base: float = 10000.0
 
 
@@ -78,7 +79,7 @@ def tensor_shapes(
         "input.weight": (n_units, hidden),
         "input.bias": (hidden,),
         "input.token": (hidden,),
-        "queries": (len(modalities), hidden),
+        "input.lost": (hidden,),
         "norm.weight": (hidden,),
         "norm.bias": (hidden,),
         "head.weight": (n_out, hidden),
@@ -86,6 +87,9 @@ def tensor_shapes(
     }
     if shape.conv:
         shapes |= {"conv.weight": (shape.conv, hidden), "conv.bias": (hidden,)}
+    if shape.recurrent:  # gates in torch's order: reset, update, candidate
+        for end in ("ih", "hh"):
+            shapes |= {f"gru.weight_{end}": (3 * hidden, hidden), f"gru.bias_{end}": (3 * hidden,)}
     linears = {"qkv": (3 * hidden, hidden), "out": (hidden, hidden)}
     linears |= {"up": (mlp, hidden), "down": (hidden, mlp)}
     for layer in range(shape.layers):
@@ -107,10 +111,11 @@ def parse_manifest(data: bytes, where: object) -> Manifest:
     try:
         schema = msgspec.json.decode(data, type=_Version).schema
         if schema != SCHEMA_VERSION:
-            raise BadInput(where, "schema", schema, f"{SCHEMA_VERSION} (export the model again)")
+            expected = f"{SCHEMA_VERSION}: make the bundle anew with neds train and neds export"
+            raise BadInput(where, "schema", schema, expected)
         return msgspec.json.decode(data, type=Manifest)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadInput(where, "JSON", error, "a manifest of schema 1") from None
+        raise BadInput(where, "JSON", error, f"a manifest of schema {SCHEMA_VERSION}") from None
 
 
 def compute_model_hash(manifest: Manifest) -> str:

@@ -18,7 +18,8 @@ using Counts = nb::ndarray<const std::uint16_t, nb::ndim<1>, nb::c_contig, nb::d
 using Tensor = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 
 void construct(StepEngine* self, int units, int hidden, int layers, int heads, int mlp, int window,
-               int conv, double rope_base, const std::vector<std::pair<int, bool>>& modalities,
+               int conv, bool recurrent, double rope_base,
+               const std::vector<std::pair<int, bool>>& modalities,
                const nb::dict& weights, const std::string& isa) {
   std::vector<neds::ModalityShape> shapes;
   for (const auto& [n_outputs, categorical] : modalities) shapes.push_back({n_outputs, categorical});
@@ -34,7 +35,8 @@ void construct(StepEngine* self, int units, int hidden, int layers, int heads, i
     tensors.insert_or_assign(name, neds::TensorView{tensor.data(), std::move(shape)});
     held.push_back(std::move(tensor));
   }
-  const neds::StepShape shape{units, hidden, layers, heads, mlp, window, conv, rope_base};
+  const neds::StepShape shape{units, hidden, layers, heads, mlp, window, conv, recurrent,
+                              rope_base};
   new (self) StepEngine(shape, shapes, tensors, isa);
 }
 
@@ -63,7 +65,7 @@ void bind_step(nb::module_& m) {
                          "The streaming transformer step. One thread at a time may call it.")
       .def("__init__", &construct, nb::kw_only(), nb::arg("units"), nb::arg("hidden"),
            nb::arg("layers"), nb::arg("heads"), nb::arg("mlp"), nb::arg("window"), nb::arg("conv"),
-           nb::arg("rope_base"), nb::arg("modalities"), nb::arg("weights"), nb::arg("isa") = "",
+           nb::arg("recurrent"), nb::arg("rope_base"), nb::arg("modalities"), nb::arg("weights"), nb::arg("isa") = "",
            "Sizes, modalities as (n_outputs, categorical), and float32 tensors by name (copied). "
            "Raises ValueError when they do not fit together.")
       .def("step", &step, nb::arg("counts").noconvert(), nb::arg("present") = true,

@@ -5,6 +5,7 @@
 #include <cstring>
 #include <limits>
 #include <stdexcept>
+#include <utility>
 
 #ifdef __linux__
 #include <sys/mman.h>
@@ -150,7 +151,8 @@ StepEngine::StepEngine(const StepShape& shape, const std::vector<ModalityShape>&
   plan_.mlp = shape.mlp;
   plan_.window = shape.window;
   plan_.conv = shape.conv;
-  plan_.rows = 1 + static_cast<int>(modalities.size());
+  plan_.recurrent = shape.recurrent;
+  plan_.n_readouts = static_cast<int>(modalities.size());
   plan_.ld_hidden = round_up(static_cast<std::size_t>(shape.hidden), row_multiple);
   plan_.ld_mlp = round_up(static_cast<std::size_t>(shape.mlp), row_multiple);
   plan_.ld_scores = round_up(static_cast<std::size_t>(shape.window),
@@ -183,7 +185,6 @@ StepEngine::StepEngine(const StepShape& shape, const std::vector<ModalityShape>&
 void StepEngine::lay_out(Arena& arena) {
   const std::size_t hidden = static_cast<std::size_t>(plan_.hidden);
   const std::size_t mlp = static_cast<std::size_t>(plan_.mlp);
-  const std::size_t rows = static_cast<std::size_t>(plan_.rows);
   const std::size_t units = static_cast<std::size_t>(plan_.units);
   const std::size_t taps = static_cast<std::size_t>(plan_.conv);
   const std::size_t heads = static_cast<std::size_t>(plan_.heads);
@@ -196,22 +197,28 @@ void StepEngine::lay_out(Arena& arena) {
   plan_.activation = arena.take(units + 4);
   plan_.input_weight = arena.take(units * ld);
   plan_.input_bias = arena.take(ld);
-  plan_.token = arena.take(ld);
   plan_.conv_weight = arena.take(taps * ld);
   plan_.conv_bias = arena.take(ld);
   plan_.conv_ring = arena.take(taps * ld);
-  plan_.queries = arena.take((rows - 1) * ld);
+  const std::size_t gates = plan_.recurrent ? 3 * ld : 0;
+  plan_.gates_in = arena.linear(gates, hidden, panel);
+  plan_.gate_in = arena.take(gates);
+  plan_.memory = arena.take(gates / 3);
+  plan_.gates_back = arena.linear(gates, hidden, panel);
+  plan_.gate_back = arena.take(gates);
+  plan_.next_memory = arena.take(gates / 3);
+  plan_.token = arena.take(ld);
+  plan_.lost = arena.take(ld);
   plan_.slot_bias = arena.take(plan_.ld_scores);
   plan_.cosine = arena.take(head_dim / 2);
   plan_.sine = arena.take(head_dim / 2);
-  plan_.x = arena.take(rows * ld);
-  plan_.y = arena.take(rows * ld);
-  plan_.q = arena.take(rows * ld);
+  plan_.x = arena.take(ld);
+  plan_.y = arena.take(ld);
+  plan_.q = arena.take(ld);
   plan_.kv = arena.take(round_up(2 * hidden, row_multiple));
-  plan_.attended = arena.take(rows * ld);
-  plan_.hidden_mlp = arena.take(rows * plan_.ld_mlp);
-  plan_.scores = arena.take(rows * plan_.ld_scores);
-  plan_.inverse = arena.take(rows);
+  plan_.attended = arena.take(ld);
+  plan_.hidden_mlp = arena.take(plan_.ld_mlp);
+  plan_.scores = arena.take(plan_.ld_scores);
   for (LayerPlan& layer : layers_) {
     layer.norm1 = arena.norm(ld);
     layer.q = arena.linear(hidden, hidden, panel);
@@ -257,10 +264,22 @@ void StepEngine::fill(const TensorMap& tensors) {
   rows("input.weight", static_cast<std::size_t>(plan_.units), plan_.input_weight);
   vector("input.bias", plan_.input_bias);
   vector("input.token", plan_.token);
-  rows("queries", modalities_.size(), plan_.queries);
+  vector("input.lost", plan_.lost);
   if (plan_.conv > 0) {
     rows("conv.weight", static_cast<std::size_t>(plan_.conv), plan_.conv_weight);
     vector("conv.bias", plan_.conv_bias);
+  }
+  // Every gate begins at a multiple of ld, so that whole vectors of them can be put together.
+  const auto gates = [&](const std::string& end, const Linear& to) {
+    const float* const weight = find(tensors, "gru.weight_" + end, {3 * hidden, hidden});
+    const float* const bias = find(tensors, "gru.bias_" + end, {3 * hidden});
+    for (std::size_t g = 0; g < 3; ++g)
+      pack(weight + g * hidden * hidden, bias + g * hidden, hidden, hidden, panel, 1.0f,
+           {to.weight + g * ld * hidden, to.bias + g * ld});
+  };
+  if (plan_.recurrent) {
+    gates("ih", plan_.gates_in);
+    gates("hh", plan_.gates_back);
   }
   const float score_scale = 1.0f / std::sqrt(static_cast<float>(plan_.head_dim));
   for (std::size_t i = 0; i < layers_.size(); ++i) {
@@ -294,6 +313,7 @@ void StepEngine::reset() noexcept {
   n_valid_ = 0;
   std::fill_n(plan_.slot_bias, plan_.ld_scores, minus_infinity);
   std::fill_n(plan_.conv_ring, static_cast<std::size_t>(plan_.conv) * plan_.ld_hidden, 0.0f);
+  if (plan_.recurrent) std::fill_n(plan_.memory, plan_.ld_hidden, 0.0f);
   std::fill_n(outputs_, n_outputs_, 0.0f);
 }
 
@@ -301,6 +321,7 @@ void StepEngine::step(const std::uint16_t* counts) noexcept {
   set_phases();
   set_valid(static_cast<int>(position_ % plan_.window), counts != nullptr);
   kernels_->step(plan_, input(counts), outputs_);
+  std::swap(plan_.memory, plan_.next_memory);
   ++position_;
 }
 
@@ -308,16 +329,21 @@ void StepEngine::skip(std::int64_t n_bins) noexcept {
   const std::int64_t n_slots = std::min<std::int64_t>(n_bins, plan_.window);
   for (std::int64_t i = 0; i < n_slots; ++i)
     set_valid(static_cast<int>((position_ + i) % plan_.window), false);
-  const std::int64_t n_taps = std::min<std::int64_t>(n_bins, plan_.conv);
-  for (std::int64_t i = 0; i < n_taps; ++i) {
-    const std::size_t slot = static_cast<std::size_t>((position_ + i) % plan_.conv);
-    std::fill_n(plan_.conv_ring + slot * plan_.ld_hidden, plan_.ld_hidden, 0.0f);
+  const std::int64_t n_runs = std::min<std::int64_t>(n_bins, plan_.recurrent ? settling_bins : plan_.conv);
+  for (std::int64_t i = 0; i < n_runs; ++i) {
+    const bool again = i >= std::max(plan_.conv, 1);
+    const int conv_slot = plan_.conv > 0 ? static_cast<int>((position_ + i) % plan_.conv) : 0;
+    kernels_->lose(plan_, {nullptr, 0, conv_slot, false}, again);
+    if (!plan_.recurrent) continue;
+    std::swap(plan_.memory, plan_.next_memory);
+    // At rest to the last bit, and nothing new comes in: all bins to come are like this one.
+    if (again && std::equal(plan_.memory, plan_.memory + plan_.ld_hidden, plan_.next_memory)) break;
   }
   position_ += n_bins;
 }
 
-// The slots that this writes hold what fell out of the window with the last bin: the next bin
-// overwrites or invalidates them before anything reads them.
+// The slots that this writes hold what fell out of the window with the last bin, and next_memory is
+// not taken over: the next bin overwrites or invalidates them before anything reads them.
 void StepEngine::warm() noexcept {
   set_phases();
   kernels_->step(plan_, input(ones_.data()), discarded_);

@@ -17,6 +17,7 @@ namespace neds {
 
 struct StepShape {
   int units, hidden, layers, heads, mlp, window, conv;
+  bool recurrent;
   double rope_base;
 };
 
@@ -50,7 +51,9 @@ class StepEngine {
   // Advance by one bin: `counts` holds n_units() spike counts, or is null for a lost bin.
   void step(const std::uint16_t* counts) noexcept;
 
-  // Advance by `n_bins` >= 0 lost bins; outputs stay as they are.
+  // Advance by `n_bins` >= 0 lost bins; outputs stay as they are. The GRU really runs, for up to
+  // `settling_bins`: without spikes its memory has long come to rest by then.
+  static constexpr std::int64_t settling_bins = 4096;
   void skip(std::int64_t n_bins) noexcept;
 
   // Compute a step from the present state, so that code, weights and rings are in the caches, and

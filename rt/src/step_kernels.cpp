@@ -19,112 +19,64 @@ constexpr int panel_vectors = 2;
 constexpr int panel = panel_vectors * lanes;
 constexpr int ring_panel = panel < 16 ? panel : 16;
 constexpr int ring_vectors = ring_panel / lanes;
-constexpr int max_tile_rows = 6;  // 6 x 2 sums, 2 weights and 1 input fit 16 registers
 
 static_assert(row_multiple % panel == 0 && row_multiple % ring_panel == 0);
 
-template <int N>
-struct Rows {
-  static constexpr int count = N;
-};
-
-// Call f(Rows<n>, first) for tiles that cover `rows` rows, each as large as registers allow.
-template <typename F>
-NEDS_INLINE void for_tiles(int rows, const F& f) {
-  const int n_tiles = (rows + max_tile_rows - 1) / max_tile_rows;
-  for (int tile = 0, first = 0; tile < n_tiles; ++tile) {
-    const int n = (rows - first) / (n_tiles - tile);
-    switch (n) {
-      case 1: f(Rows<1>{}, first); break;
-      case 2: f(Rows<2>{}, first); break;
-      case 3: f(Rows<3>{}, first); break;
-      case 4: f(Rows<4>{}, first); break;
-      case 5: f(Rows<5>{}, first); break;
-      default: f(Rows<6>{}, first); break;
-    }
-    first += n;
-  }
-}
-
-// sums[r][v] += input[r] . panel over `depth`. Few rows leave few independent sums, so `UNROLL`
-// steps of the depth are kept apart to hide the latency of a multiply-add.
-template <int ROWS, int VECTORS>
-NEDS_INLINE void multiply(const float* weight, int depth, const float* input, std::size_t ld,
-                          vfloat (&sums)[ROWS][VECTORS]) {
-  constexpr int tile = ROWS * VECTORS;
-  constexpr int UNROLL = tile <= 1 ? 8 : tile <= 2 ? 4 : tile <= 4 ? 2 : 1;
-  vfloat part[UNROLL][ROWS][VECTORS] = {};
+// sums[v] += input . panel over `depth`. One row leaves few independent sums, so `unroll` steps of
+// the depth are kept apart to hide the latency of a multiply-add.
+template <int VECTORS>
+NEDS_INLINE void multiply(const float* weight, int depth, const float* input,
+                          vfloat (&sums)[VECTORS]) {
+  constexpr int unroll = 8 / VECTORS;
+  vfloat part[unroll][VECTORS] = {};
   int k = 0;
-  for (; k + UNROLL <= depth; k += UNROLL) {
+  for (; k + unroll <= depth; k += unroll) {
 #pragma GCC unroll 8
-    for (int u = 0; u < UNROLL; ++u) {
-      vfloat w[VECTORS];
+    for (int u = 0; u < unroll; ++u) {
 #pragma GCC unroll 2
-      for (int v = 0; v < VECTORS; ++v) w[v] = load(weight + v * lanes);
-#pragma GCC unroll 6
-      for (int r = 0; r < ROWS; ++r) {
-        const float a = input[static_cast<std::size_t>(r) * ld + static_cast<std::size_t>(k + u)];
-#pragma GCC unroll 2
-        for (int v = 0; v < VECTORS; ++v) part[u][r][v] += w[v] * a;
-      }
+      for (int v = 0; v < VECTORS; ++v) part[u][v] += load(weight + v * lanes) * input[k + u];
       weight += VECTORS * lanes;
     }
   }
   for (; k < depth; ++k) {
-#pragma GCC unroll 6
-    for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 2
-      for (int v = 0; v < VECTORS; ++v)
-        part[0][r][v] += load(weight + v * lanes) *
-                         input[static_cast<std::size_t>(r) * ld + static_cast<std::size_t>(k)];
+    for (int v = 0; v < VECTORS; ++v) part[0][v] += load(weight + v * lanes) * input[k];
     weight += VECTORS * lanes;
   }
-#pragma GCC unroll 6
-  for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 2
-    for (int v = 0; v < VECTORS; ++v)
+  for (int v = 0; v < VECTORS; ++v)
 #pragma GCC unroll 8
-      for (int u = 0; u < UNROLL; ++u) sums[r][v] += part[u][r][v];
+    for (int u = 0; u < unroll; ++u) sums[v] += part[u][v];
 }
 
 enum class Then { store, add, gelu };
 
-// output = input . weight^T + bias for `rows` rows; then stored, added to what is there, or through
-// the GELU. Each panel of weights is read once and used for all rows.
+// output = input . weight^T + bias; then stored, added to what is there, or through the GELU.
 template <Then THEN>
-void linear(const Linear& layer, int depth, int n_outputs, int rows, const float* input,
-            std::size_t ld_input, float* output, std::size_t ld_output) {
+void linear(const Linear& layer, int depth, int n_outputs, const float* input, float* output) {
   const float* weight = layer.weight;
-  for (int output_0 = 0; output_0 < n_outputs; output_0 += panel) {
-    const float* const bias = layer.bias + output_0;
-    for_tiles(rows, [=](auto tile, int first) __attribute__((always_inline)) {
-      constexpr int n = decltype(tile)::count;
-      vfloat sums[n][panel_vectors];
-      for (int r = 0; r < n; ++r)
-        for (int v = 0; v < panel_vectors; ++v) sums[r][v] = load(bias + v * lanes);
-      const std::size_t row = static_cast<std::size_t>(first);
-      multiply<n, panel_vectors>(weight, depth, input + row * ld_input, ld_input, sums);
-      float* to = output + row * ld_output + output_0;
-      for (int r = 0; r < n; ++r, to += ld_output)
-        for (int v = 0; v < panel_vectors; ++v) {
-          if constexpr (THEN == Then::add) sums[r][v] += load(to + v * lanes);
-          if constexpr (THEN == Then::gelu) sums[r][v] = gelu(sums[r][v]);
-          store(to + v * lanes, sums[r][v]);
-        }
-    });
+  for (int first = 0; first < n_outputs; first += panel) {
+    vfloat sums[panel_vectors];
+    for (int v = 0; v < panel_vectors; ++v) sums[v] = load(layer.bias + first + v * lanes);
+    multiply<panel_vectors>(weight, depth, input, sums);
+    float* const to = output + first;
+    for (int v = 0; v < panel_vectors; ++v) {
+      if constexpr (THEN == Then::add) sums[v] += load(to + v * lanes);
+      if constexpr (THEN == Then::gelu) sums[v] = gelu(sums[v]);
+      store(to + v * lanes, sums[v]);
+    }
     weight += static_cast<std::size_t>(depth) * panel;
   }
 }
 
-// e = sum over the units that fired of sqrt(count) times their row, plus the bias.
+// e = sum over the units that fired of their count times their row, plus the bias.
 void embed(const StepPlan& plan, const std::uint16_t* counts, float* e) {
   int n = 0;
   for (int u = 0; u < plan.units; ++u) {
     plan.active[n] = u;
     n += counts[u] != 0;
   }
-  for (int i = 0; i < n; ++i)
-    plan.activation[i] = __builtin_sqrtf(static_cast<float>(counts[plan.active[i]]));
+  for (int i = 0; i < n; ++i) plan.activation[i] = static_cast<float>(counts[plan.active[i]]);
   const int n_padded = (n + 3) / 4 * 4;  // both arrays have room for it
   for (int i = n; i < n_padded; ++i) {
     plan.active[i] = 0;
@@ -145,28 +97,69 @@ void embed(const StepPlan& plan, const std::uint16_t* counts, float* e) {
   }
 }
 
-// The bin's embedding goes into the ring of the convolution, its token into row 0 of x.
-void spike_token(const StepPlan& plan, const StepInput& input) {
+// x = e + gelu(bias + taps . ring), e the newest embedding of the ring.
+void convolve(const StepPlan& plan, int newest) {
   const std::size_t ld = plan.ld_hidden;
-  float* e = plan.conv > 0 ? plan.conv_ring + static_cast<std::size_t>(input.conv_slot) * ld : plan.y;
+  const float* const e = plan.conv_ring + static_cast<std::size_t>(newest) * ld;
+  for (std::size_t k = 0; k < ld; k += lanes) {
+    vfloat g = load(plan.conv_bias + k);
+    int slot = newest;
+    for (int j = 0; j < plan.conv; ++j) {
+      g += load(plan.conv_weight + static_cast<std::size_t>(j) * ld + k) *
+           load(plan.conv_ring + static_cast<std::size_t>(slot) * ld + k);
+      slot = slot == 0 ? plan.conv - 1 : slot - 1;
+    }
+    store(plan.x + k, load(e + k) + gelu(g));
+  }
+}
+
+// The bin's embedding, zero for a lost bin, and the convolution of it and the bins before, into x.
+void take_in(const StepPlan& plan, const StepInput& input) {
+  const std::size_t ld = plan.ld_hidden;
+  float* const e =
+      plan.conv > 0 ? plan.conv_ring + static_cast<std::size_t>(input.conv_slot) * ld : plan.x;
+  if (input.counts == nullptr)
+    __builtin_memset(e, 0, ld * sizeof(float));
+  else
+    embed(plan, input.counts, e);
+  if (plan.conv > 0) convolve(plan, input.conv_slot);
+}
+
+// What the GRU's gates get of this bin, x.
+void gate(const StepPlan& plan) {
+  const int n_gates = 3 * static_cast<int>(plan.ld_hidden);
+  linear<Then::store>(plan.gates_in, plan.hidden, n_gates, plan.x, plan.gate_in);
+}
+
+// The GRU's memory after this bin, from gate() and its memory before. Padding stays zero.
+void recall(const StepPlan& plan) {
+  const std::size_t ld = plan.ld_hidden;
+  linear<Then::store>(plan.gates_back, plan.hidden, 3 * static_cast<int>(ld), plan.memory,
+                      plan.gate_back);
+  const float *in = plan.gate_in, *back = plan.gate_back;
+  for (std::size_t k = 0; k < ld; k += lanes, in += lanes, back += lanes) {
+    const vfloat reset = logistic(load(in) + load(back));
+    const vfloat update = logistic(load(in + ld) + load(back + ld));
+    const vfloat candidate = hyperbolic_tangent(load(in + 2 * ld) + reset * load(back + 2 * ld));
+    store(plan.next_memory + k, candidate + update * (load(plan.memory + k) - candidate));
+  }
+}
+
+// The token of this bin into x; the states of convolution and GRU move on for a lost bin too.
+void tokenise(const StepPlan& plan, const StepInput& input) {
+  const std::size_t ld = plan.ld_hidden;
+  take_in(plan, input);
+  if (plan.recurrent) {
+    gate(plan);
+    recall(plan);
+  }
   if (input.counts == nullptr) {
-    if (plan.conv > 0) __builtin_memset(e, 0, ld * sizeof(float));
+    __builtin_memcpy(plan.x, plan.lost, ld * sizeof(float));
     return;
   }
-  embed(plan, input.counts, e);
   for (std::size_t k = 0; k < ld; k += lanes) {
-    vfloat token = load(e + k) + load(plan.token + k);
-    if (plan.conv > 0) {
-      vfloat g = load(plan.conv_bias + k);
-      int slot = input.conv_slot;
-      for (int j = 0; j < plan.conv; ++j) {
-        const std::size_t tap = static_cast<std::size_t>(j) * ld + k;
-        g += load(plan.conv_weight + tap) *
-             load(plan.conv_ring + static_cast<std::size_t>(slot) * ld + k);
-        slot = slot == 0 ? plan.conv - 1 : slot - 1;
-      }
-      token += gelu(g);
-    }
+    vfloat token = load(plan.x + k) + load(plan.token + k);
+    if (plan.recurrent) token += load(plan.next_memory + k);
     store(plan.x + k, token);
   }
 }
@@ -187,7 +180,7 @@ void rotate(const StepPlan& plan, float* row) {
   }
 }
 
-// Put the key and value of row 0 into the ring.
+// Put this bin's key and value into the ring.
 void remember(const StepPlan& plan, const LayerPlan& layer, int slot) {
   const int d = plan.head_dim;
   const std::size_t n_blocks = plan.ld_scores / ring_panel;
@@ -207,112 +200,70 @@ void remember(const StepPlan& plan, const LayerPlan& layer, int slot) {
   }
 }
 
-// Scores of `rows` queries of one head against all slots, then the weights and their sums.
-void weigh(const StepPlan& plan, const float* keys, const float* q, int rows) {
-  const int depth = plan.head_dim;
-  const std::size_t ld_q = plan.ld_hidden, ld = plan.ld_scores;
-  const float* const slot_bias = plan.slot_bias;
-  float* const scores = plan.scores;
-  for (std::size_t slot = 0; slot < ld; slot += ring_panel) {
-    for_tiles(rows, [=](auto tile, int first) __attribute__((always_inline)) {
-      constexpr int n = decltype(tile)::count;
-      vfloat sums[n][ring_vectors];
-      for (int r = 0; r < n; ++r)
-        for (int v = 0; v < ring_vectors; ++v) sums[r][v] = load(slot_bias + slot + v * lanes);
-      const std::size_t row = static_cast<std::size_t>(first);
-      multiply<n, ring_vectors>(keys, depth, q + row * ld_q, ld_q, sums);
-      float* to = scores + row * ld + slot;
-      for (int r = 0; r < n; ++r, to += ld)
-        for (int v = 0; v < ring_vectors; ++v) store(to + v * lanes, sums[r][v]);
-    });
-    keys += static_cast<std::size_t>(depth) * ring_panel;
+// Scores of one head's query against all slots, turned into weights; returns 1 / their sum.
+float weigh(const StepPlan& plan, const float* keys, const float* q) {
+  const std::size_t n_slots = plan.ld_scores;
+  for (std::size_t slot = 0; slot < n_slots; slot += ring_panel) {
+    vfloat sums[ring_vectors];
+    for (int v = 0; v < ring_vectors; ++v) sums[v] = load(plan.slot_bias + slot + v * lanes);
+    multiply<ring_vectors>(keys, plan.head_dim, q, sums);
+    for (int v = 0; v < ring_vectors; ++v) store(plan.scores + slot + v * lanes, sums[v]);
+    keys += static_cast<std::size_t>(plan.head_dim) * ring_panel;
   }
-  float* const inverse = plan.inverse;
-  for (int r = 0; r < rows; ++r)
-    inverse[r] = 1.0f / soften(scores + static_cast<std::size_t>(r) * ld, ld);
+  return 1.0f / soften(plan.scores, n_slots);
 }
 
 // The weighted mean of the values of one head, `width` of whose dimensions are in this block.
-void gather(const StepPlan& plan, const float* values, float* to, int width, int rows) {
-  const int window = plan.window;
-  const std::size_t ld_to = plan.ld_hidden, ld = plan.ld_scores;
-  const float* const scores = plan.scores;
-  const float* const inverse = plan.inverse;
-  for_tiles(rows, [=](auto tile, int first) __attribute__((always_inline)) {
-    constexpr int n = decltype(tile)::count;
-    vfloat sums[n][ring_vectors] = {};
-    const std::size_t first_row = static_cast<std::size_t>(first);
-    multiply<n, ring_vectors>(values, window, scores + first_row * ld, ld, sums);
-    float* row = to + first_row * ld_to;
-    for (int r = 0; r < n; ++r, row += ld_to) {
-      float mean[ring_panel];
-      for (int v = 0; v < ring_vectors; ++v)
-        store(mean + v * lanes, sums[r][v] * inverse[first + r]);
-      if (width == ring_panel)
-        __builtin_memcpy(row, mean, sizeof mean);
-      else
-        for (int i = 0; i < width; ++i) row[i] = mean[i];
-    }
-  });
+void gather(const StepPlan& plan, const float* values, float inverse, float* to, int width) {
+  vfloat sums[ring_vectors] = {};
+  multiply<ring_vectors>(values, plan.window, plan.scores, sums);
+  float mean[ring_panel];
+  for (int v = 0; v < ring_vectors; ++v) store(mean + v * lanes, sums[v] * inverse);
+  if (width == ring_panel)
+    __builtin_memcpy(to, mean, sizeof mean);
+  else
+    for (int i = 0; i < width; ++i) to[i] = mean[i];
 }
 
-// Attention of rows `first`.. over the valid slots, into plan.attended.
-void attend(const StepPlan& plan, const LayerPlan& layer, int first, bool any_valid) {
-  const std::size_t ld = plan.ld_hidden;
-  const std::size_t offset = static_cast<std::size_t>(first) * ld;
-  const int rows = plan.rows - first;
+// Attention over the valid slots, into plan.attended.
+void attend(const StepPlan& plan, const LayerPlan& layer, bool any_valid) {
   const int d = plan.head_dim;
   if (!any_valid) {
-    __builtin_memset(plan.attended + offset, 0, static_cast<std::size_t>(rows) * ld * sizeof(float));
+    __builtin_memset(plan.attended, 0, plan.ld_hidden * sizeof(float));
     return;
   }
   const float* keys = layer.keys;
   const float* values = layer.values;
   for (int h = 0; h < plan.heads; ++h) {
-    weigh(plan, keys, plan.q + offset + h * d, rows);
+    const float inverse = weigh(plan, keys, plan.q + h * d);
     keys += static_cast<std::size_t>(d) * plan.ld_scores;
     for (int i = 0; i < d; i += ring_panel) {
       const int width = d - i < ring_panel ? d - i : ring_panel;
-      gather(plan, values, plan.attended + offset + h * d + i, width, rows);
+      gather(plan, values, inverse, plan.attended + h * d + i, width);
       values += static_cast<std::size_t>(plan.window) * ring_panel;
     }
   }
 }
 
-void normalise(const StepPlan& plan, const Norm& norm, int first) {
-  for (int r = first; r < plan.rows; ++r) {
-    const std::size_t row = static_cast<std::size_t>(r) * plan.ld_hidden;
-    layer_norm(plan.x + row, norm.weight, norm.bias, plan.hidden, plan.y + row);
-  }
-}
-
-// One layer for rows `first`..; row 0, the bin's own token, exists only if the bin is present, and
-// in the last layer nothing reads it but its key and value.
-void transform(const StepPlan& plan, const LayerPlan& layer, const StepInput& input, bool last) {
-  const std::size_t ld = plan.ld_hidden;
-  const bool present = input.counts != nullptr;
-  normalise(plan, layer.norm1, present ? 0 : 1);
-  const int first = present && !last ? 0 : 1;
-  const int rows = plan.rows - first;
-  const std::size_t offset = static_cast<std::size_t>(first) * ld;
-  linear<Then::store>(layer.q, plan.hidden, plan.hidden, rows, plan.y + offset, ld, plan.q + offset, ld);
-  for (int r = first; r < plan.rows; ++r) rotate(plan, plan.q + static_cast<std::size_t>(r) * ld);
-  if (present) {
-    linear<Then::store>(layer.kv, plan.hidden, 2 * plan.hidden, 1, plan.y, ld, plan.kv, 2 * ld);
+// One layer on x. A lost bin only asks: no key and value of it go into the ring.
+void transform(const StepPlan& plan, const LayerPlan& layer, const StepInput& input) {
+  const int hidden = plan.hidden;
+  layer_norm(plan.x, layer.norm1.weight, layer.norm1.bias, hidden, plan.y);
+  linear<Then::store>(layer.q, hidden, hidden, plan.y, plan.q);
+  rotate(plan, plan.q);
+  if (input.counts != nullptr) {
+    linear<Then::store>(layer.kv, hidden, 2 * hidden, plan.y, plan.kv);
     rotate(plan, plan.kv);
     remember(plan, layer, input.slot);
   }
-  attend(plan, layer, first, input.any_valid);
-  linear<Then::add>(layer.out, plan.hidden, plan.hidden, rows, plan.attended + offset, ld,
-                    plan.x + offset, ld);
-  normalise(plan, layer.norm2, first);
-  linear<Then::gelu>(layer.up, plan.hidden, plan.mlp, rows, plan.y + offset, ld,
-                     plan.hidden_mlp, plan.ld_mlp);
-  linear<Then::add>(layer.down, plan.mlp, plan.hidden, rows, plan.hidden_mlp, plan.ld_mlp,
-                    plan.x + offset, ld);
+  attend(plan, layer, input.any_valid);
+  linear<Then::add>(layer.out, hidden, hidden, plan.attended, plan.x);
+  layer_norm(plan.x, layer.norm2.weight, layer.norm2.bias, hidden, plan.y);
+  linear<Then::gelu>(layer.up, hidden, plan.mlp, plan.y, plan.hidden_mlp);
+  linear<Then::add>(layer.down, plan.mlp, hidden, plan.hidden_mlp, plan.x);
 }
 
-// Outputs of one modality from its normalised row z.
+// Outputs of one modality from the normalised row z.
 float* read_out(const StepPlan& plan, const Readout& readout, const float* z, float* outputs) {
   float top = -INFINITY;
   for (int o = 0; o < readout.n_outputs; ++o) {
@@ -331,19 +282,23 @@ float* read_out(const StepPlan& plan, const Readout& readout, const float* z, fl
 }
 
 void step(const StepPlan& plan, const StepInput& input, float* outputs) {
-  const std::size_t ld = plan.ld_hidden;
-  spike_token(plan, input);
-  __builtin_memcpy(plan.x + ld, plan.queries,
-                   static_cast<std::size_t>(plan.rows - 1) * ld * sizeof(float));
-  for (int i = 0; i < plan.n_layers; ++i)
-    transform(plan, plan.layers[i], input, i == plan.n_layers - 1);
-  normalise(plan, plan.norm, 1);
-  for (int m = 1; m < plan.rows; ++m)
-    outputs = read_out(plan, plan.readouts[m - 1], plan.y + static_cast<std::size_t>(m) * ld, outputs);
+  tokenise(plan, input);
+  for (int i = 0; i < plan.n_layers; ++i) transform(plan, plan.layers[i], input);
+  layer_norm(plan.x, plan.norm.weight, plan.norm.bias, plan.hidden, plan.y);
+  for (int m = 0; m < plan.n_readouts; ++m)
+    outputs = read_out(plan, plan.readouts[m], plan.y, outputs);
+}
+
+// `again`: this bin is lost like the one before, and the taps hold nothing but lost bins.
+void lose(const StepPlan& plan, const StepInput& input, bool again) {
+  if (!again) take_in(plan, input);
+  if (!plan.recurrent) return;
+  if (!again) gate(plan);
+  recall(plan);
 }
 
 }  // namespace
 
-const StepKernels NEDS_TABLE(NEDS_ISA) = {NEDS_NAME(NEDS_ISA), panel, ring_panel, step};
+const StepKernels NEDS_TABLE(NEDS_ISA) = {NEDS_NAME(NEDS_ISA), panel, ring_panel, step, lose};
 
 }  // namespace neds

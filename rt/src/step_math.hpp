@@ -81,6 +81,15 @@ NEDS_INLINE vfloat gelu(vfloat x) {
   return x / (1.0f + exponential(larger(low, smaller(high, -u))));
 }
 
+// 1 / (1 + e^-x).
+NEDS_INLINE vfloat logistic(vfloat x) {
+  const vfloat low = vfloat{} - 87.0f, high = vfloat{} + 87.0f;
+  return 1.0f / (1.0f + exponential(larger(low, smaller(high, -x))));
+}
+
+// To 1e-7 absolute.
+NEDS_INLINE vfloat hyperbolic_tangent(vfloat x) { return 2.0f * logistic(2.0f * x) - 1.0f; }
+
 // y = (x - mean) / sqrt(variance + 1e-5) * weight + bias over n values; the rest of y is untouched.
 NEDS_INLINE void layer_norm(const float* x, const float* weight, const float* bias, int n, float* y) {
   const int whole = n - n % lanes;

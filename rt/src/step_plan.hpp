@@ -12,7 +12,7 @@ namespace neds {
 inline constexpr std::size_t row_multiple = 32;
 
 // A weight matrix (out, in) is stored in panels of `panel` outputs: [panel][in][outputs of panel],
-// read once from begin to end by a step, whatever the number of token rows.
+// read once from begin to end by a step.
 struct Linear {
   float* weight;
   float* bias;  // padded to whole panels
@@ -45,30 +45,35 @@ struct Readout {
 
 struct StepPlan {
   int units, hidden, n_layers, heads, head_dim, mlp, window, conv;
-  int rows;  // 1 + modalities
+  bool recurrent;
+  int n_readouts;
   std::size_t ld_hidden, ld_mlp, ld_scores;
 
   float* input_weight;  // [units][ld_hidden]
   float* input_bias;
-  float* token;
   float* conv_weight;  // [conv][ld_hidden]
   float* conv_bias;
-  float* conv_ring;  // [conv][ld_hidden], embeddings of the last bins
-  float* queries;    // [rows - 1][ld_hidden]
+  float* conv_ring;    // [conv][ld_hidden], embeddings of the last bins
+  Linear gates_in;     // 3 x ld_hidden outputs: reset, update, candidate; of this bin
+  Linear gates_back;   // the same of the memory
+  float* memory;       // of the GRU, after the last bin
+  float* next_memory;  // after this one
+  float* token;        // what a bin that is there adds to its embedding
+  float* lost;         // the whole token of a lost bin
   LayerPlan* layers;
   Norm norm;
-  Readout* readouts;  // [rows - 1]
+  Readout* readouts;  // [n_readouts]
 
   float* slot_bias;  // [ld_scores]: 0 for a slot that holds a bin, minus infinity for one that does not
   float* cosine;     // [head_dim / 2], of this bin's position
   float* sine;
 
-  // Scratch of one step. Activations are [rows][ld].
+  // Scratch of one step.
   std::int32_t* active;  // units that fired
-  float* activation;     // square roots of their counts
+  float* activation;     // their counts
+  float *gate_in, *gate_back;  // [3][ld_hidden]
   float *x, *y, *q, *kv, *attended, *hidden_mlp;
-  float* scores;   // [rows][ld_scores]
-  float* inverse;  // [rows]
+  float* scores;  // [ld_scores]
 };
 
 struct StepInput {
@@ -83,7 +88,10 @@ struct StepKernels {
   const char* isa;
   int panel;       // outputs interleaved in a weight panel
   int ring_panel;  // slots (keys) or dimensions (values) interleaved in the rings
+  // One bin. The new memory is in next_memory; whoever calls makes it the memory.
   void (*step)(const StepPlan& plan, const StepInput& input, float* outputs);
+  // One lost bin, for the states of convolution and GRU alone.
+  void (*lose)(const StepPlan& plan, const StepInput& input, bool again);
 };
 
 extern const StepKernels kernels_baseline;

@@ -9,14 +9,20 @@ from neds.data.session import Behaviour, Counts, Session, Units
 BIN_S = 0.05
 
 
-def make_session(bins=1500, units=12, seed=0, gap=False):
-    """Counts whose rates follow a slow 2-d trace, its side and its angle."""
+def make_session(bins=1500, units=12, seed=0, gap=False, tuning=None, name="made"):
+    """Counts whose rates follow a slow 2-d trace, its side and its angle.
+
+    Sessions with the same `tuning` have the same units, on channels of their own; by default every
+    seed has its own units, on channels that nobody knows.
+    """
     rng = np.random.default_rng(seed)
     white = rng.standard_normal((bins + 40, 2))
     kernel = np.hanning(41) / np.hanning(41).sum()
     trace = np.stack([np.convolve(w, kernel, "valid") for w in white.T], 1)
     trace /= trace.std(0)
     weights = rng.standard_normal((2, units))
+    if tuning is not None:
+        weights = np.random.default_rng(tuning).standard_normal((2, units))
     counts = rng.poisson(np.exp(0.3 + 0.8 * trace @ weights * 0.7).clip(max=30))
     bin_index = np.arange(bins) + (500 * (np.arange(bins) >= bins // 2) if gap else 0)
     ends = (bin_index + 1) * BIN_S
@@ -28,10 +34,10 @@ def make_session(bins=1500, units=12, seed=0, gap=False):
         "heading": Behaviour(kind="circular", timestamps=ends, values=angle),
     }
     return Session(
-        session="made",
+        session=name,
         subject="nobody",
         spikes=Counts(counts=counts, bin=bin_index, bin_size_s=BIN_S),
-        units=Units.of(units),
+        units=Units.of(units) if tuning is None else Units.of(units, channel=np.arange(units)),
         behaviours=behaviours,
     )
 

@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from msgspec.structs import replace
 
 from neds.checkpoint import CHECKPOINT_SCHEMA, CheckpointInfo, created_by
 from neds.evaluate import decode_part
-from neds.export import BatchDecoder, export
+from neds.export import BatchDecoder, export, fold_weights
 from neds_rt.bundle import ModalityOut, Shape, random_bundle, read_bundle
 from neds_rt.engines import load_engine
 from neds_rt.errors import BadInput
@@ -63,24 +64,40 @@ def test_the_window_graph_equals_the_batch_form(trained, exported):
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-def test_a_behaviour_subset_costs_only_its_own_queries(trained, tmp_path):
+def test_a_behaviour_subset_is_read_from_the_same_tokens(trained, tmp_path):
     config, _, recording, result = trained
     info = CheckpointInfo(CHECKPOINT_SCHEMA, created_by(), config, [recording.state], 7, {})
     path = tmp_path / "one.neds"
     manifest = export(result.model, info, recording, path, behaviours=["heading"], graphs=["step"])
     assert [m.name for m in manifest.modalities] == ["heading"]
-    assert read_bundle(path).weights["queries"].shape == (1, 32)
+    weights, whole = read_bundle(path).weights, fold_weights(result.model, recording.state, [])
+    assert weights["head.weight"].shape == (2, 32)
+    for name in ("input.token", "input.lost", "gru.weight_hh"):
+        np.testing.assert_array_equal(weights[name], whole[name])
     with pytest.raises(BadInput, match="wheel"):
         export(result.model, info, recording, path, behaviours=["wheel"], graphs=[])
 
 
-@pytest.mark.parametrize("conv", [0, 4])
+@pytest.mark.parametrize(("field", "value"), [("tokens", "separate"), ("inputs", "sqrt"),
+                                              ("attend", "all"), ("form", "window")])
+def test_another_form_of_the_model_is_refused(trained, tmp_path, field, value):
+    config, _, recording, result = trained
+    config = replace(config, model=replace(config.model, **{field: value}))
+    info = CheckpointInfo(CHECKPOINT_SCHEMA, created_by(), config, [recording.state], 7, {})
+    with pytest.raises(BadInput, match=rf"model\.{field}: found '{value}'"):
+        export(result.model, info, recording, tmp_path / "x.neds", behaviours=[], graphs=[])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("recurrent", [False, True])
+@pytest.mark.parametrize("conv", [0, 5])
 @pytest.mark.parametrize("window", [1, 7, 40])
-def test_torch_batch_form_equals_native_step_with_lost_bins(window, conv):
+def test_torch_batch_form_equals_native_step_with_lost_bins(window, conv, recurrent):
     """Streaming equals batch for random weights, windows and gaps."""
     modalities = [ModalityOut("velocity", "continuous", 2, sd=[1.0, 1.0]),
                   ModalityOut("choice", "categorical", 3, classes=["a", "b", "c"])]
-    shape = Shape(hidden=24, layers=3, heads=3, mlp=40, window=window, conv=conv)
+    shape = Shape(hidden=24, layers=3, heads=3, mlp=40, window=window, conv=conv,
+                  recurrent=recurrent)
     bundle = random_bundle(shape, 9, modalities, seed=window)
     rng = np.random.default_rng(window)
     counts = rng.poisson(0.7, (150, 9)).astype(np.uint16)

@@ -19,9 +19,10 @@ GPU = torch.cuda.is_available()
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not GPU, reason="no GPU here"))]
 
 
-@pytest.fixture(scope="module", params=[0, 3])
+@pytest.fixture(scope="module", params=[(0, False), (3, False), (0, True), (5, True)])
 def bundle(request):
-    shape = Shape(hidden=32, layers=2, heads=2, mlp=48, window=9, conv=request.param)
+    conv, recurrent = request.param
+    shape = Shape(hidden=32, layers=2, heads=2, mlp=48, window=9, conv=conv, recurrent=recurrent)
     return random_bundle(shape, 20, MODALITIES, seed=1)
 
 

@@ -65,7 +65,7 @@ def test_hidden_values_reach_no_output(form):
 
 
 def test_stream_forgets_bins_beyond_the_receptive_field():
-    model = make()
+    model = make(recurrent=False)
     field = model.receptive_field + 2  # the convolution reaches two bins further
     assert field == 2 * 7 + 2
     counts, behaviours, spikes, hidden = inputs(field + 6)
@@ -104,13 +104,15 @@ def test_window_form_sees_the_future_and_positions():
 
 
 def test_parameters_are_counted_apart():
-    model = make(conv=0)
+    model = make(conv=0, recurrent=False)
     counted = count_parameters(model)
     stitch = 7 * 16 + 16 + 16 * 7 + 7 + 16
     stitch += sum(b.n_outputs * 16 + 16 + 16 * b.n_outputs + b.n_outputs for b in BEHAVIOURS)
     layer = 4 * (16 * 16 + 16) + (24 * 16 + 24) + (16 * 24 + 16) + 4 * 16
     assert counted["stitchers"] == stitch
     assert counted["backbone"] == 2 * layer + 2 * 16 + 4 * 16 + 16
+    stem = 3 * 16 + 16 + 2 * (3 * 16 * 16 + 3 * 16)
+    assert count_parameters(make())["backbone"] == counted["backbone"] + stem
 
 
 def test_behaviours_are_encoded_by_kind():

@@ -82,7 +82,7 @@ struct EmulatedTeam {
   }
 };
 
-template <class Weight, int ROWS, bool CLUSTER>
+template <class Weight, bool CLUSTER>
 void launch(const Plan& plan, const Spread& spread, std::size_t shared_bytes) {
   Machine machine(spread.blocks, spread.threads, shared_bytes / sizeof(float));
   std::vector<std::jthread> threads;
@@ -91,37 +91,28 @@ void launch(const Plan& plan, const Spread& spread, std::size_t shared_bytes) {
       threads.emplace_back([&, block, thread] {
         EmulatedTeam<CLUSTER> team{machine, plan, block, spread.blocks, thread, spread.threads,
                                    machine.memory(block)};
-        Step<Weight, ROWS, EmulatedTeam<CLUSTER>>(plan, team).run();
+        Step<Weight, EmulatedTeam<CLUSTER>>(plan, team).run();
       });
 }
 
 using Launch = void (*)(const Plan&, const Spread&, std::size_t);
 
-template <class Weight, bool CLUSTER>
-Launch choose_rows(int rows) {
-  switch (rows) {
-    case 1: return launch<Weight, 1, CLUSTER>;
-    case 2: return launch<Weight, 2, CLUSTER>;
-    case 5: return launch<Weight, 5, CLUSTER>;
-    default: return launch<Weight, 8, CLUSTER>;
-  }
-}
-
 template <class Weight>
-Launch choose(bool cluster, int rows) {
-  return cluster ? choose_rows<Weight, true>(rows) : choose_rows<Weight, false>(rows);
+Launch choose(bool cluster) {
+  return cluster ? launch<Weight, true> : launch<Weight, false>;
 }
 
 }  // namespace
 
-// Run `bins` bins. sizes: units, hidden, layers, heads, mlp, window, conv; how: precision, blocks,
-// threads, rows at once, shared bytes, in a cluster, dry run before each step. Returns the chunks
-// that were staged ahead, or -1 for sizes that do not fit.
+// Run `bins` bins. sizes: units, hidden, layers, heads, mlp, window, conv, recurrent; how: precision,
+// blocks, threads, shared bytes, in a cluster, dry run before each step, lost bins are skipped.
+// Returns the chunks that were staged ahead, or -1 for sizes that do not fit.
 extern "C" int emulate(const int* sizes, double rope_base, int n_modalities, const int* modalities,
                        int n_tensors, const char** names, const float** data, const int* dims,
                        const int* how, int bins, const std::uint16_t* counts,
                        const std::uint8_t* present, float* outputs) {
-  const StepShape shape{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6], rope_base};
+  const StepShape shape{sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], sizes[5], sizes[6],
+                        sizes[7] != 0, rope_base};
   std::vector<ModalityShape> parts;
   for (int m = 0; m < n_modalities; ++m) parts.push_back({modalities[2 * m], modalities[2 * m + 1] != 0});
   TensorMap tensors;
@@ -131,7 +122,7 @@ extern "C" int emulate(const int* sizes, double rope_base, int n_modalities, con
     tensors[names[i]] = {data[i], size};
   }
   const auto precision = static_cast<Precision>(how[0]);
-  const Spread spread{how[1], how[2], lanes, how[3], static_cast<std::size_t>(how[4])};
+  const Spread spread{how[1], how[2], lanes, static_cast<std::size_t>(how[3])};
   std::unique_ptr<Layout> layout;
   try {
     layout = std::make_unique<Layout>(shape, parts, tensors, precision, spread);
@@ -144,6 +135,7 @@ extern "C" int emulate(const int* sizes, double rope_base, int n_modalities, con
   auto keys = floats(layout->ring_floats), values = floats(layout->ring_floats);
   auto conv = floats(layout->conv_floats), raw = floats(static_cast<std::size_t>(layout->plan.n_outputs));
   auto constants = floats(layout->floats.size()), weights = floats(layout->weights.size() / 4);
+  auto memory = floats(static_cast<std::size_t>(layout->plan.ld_hidden));
   auto exchange = floats(layout->shared_bytes / 4), input = floats(layout->plan.in_bytes / 4);
   std::memcpy(at(constants), layout->floats.data(), layout->floats.size() * 4);
   std::memcpy(at(weights), layout->weights.data(), layout->weights.size());
@@ -152,33 +144,37 @@ extern "C" int emulate(const int* sizes, double rope_base, int n_modalities, con
   Plan plan = layout->plan;
   plan.weights = at(weights);
   plan.floats = at(constants);
-  plan.output_rows = layout->output_rows.data();
   plan.softmax = layout->softmax.data();
   plan.chunks = layout->chunks.data();
   plan.keys = at(keys);
   plan.values = at(values);
   plan.conv_ring = at(conv);
+  plan.memory = at(memory);
   plan.raw = at(raw);
   plan.exchange = at(exchange);
   auto* buffer = reinterpret_cast<std::uint8_t*>(input.data());
   plan.input = buffer;
   plan.done = &done;
 
-  const bool cluster = how[5] != 0;
-  const Launch run = precision == Precision::float32    ? choose<float>(cluster, spread.rows_at_once)
-                     : precision == Precision::bfloat16 ? choose<Bf16>(cluster, spread.rows_at_once)
-                                                        : choose<Half>(cluster, spread.rows_at_once);
+  const bool cluster = how[4] != 0;
+  const Launch run = precision == Precision::float32    ? choose<float>(cluster)
+                     : precision == Precision::bfloat16 ? choose<Bf16>(cluster)
+                                                        : choose<Half>(cluster);
   StreamState state(layout->plan, rope_base);
   std::uint32_t sequence = 0;
   for (int t = 0; t < bins; ++t) {
-    if (how[6]) {
+    if (how[5]) {
       state.write(buffer, ++sequence, nullptr, true);
       plan.outputs = nullptr;
       run(plan, spread, layout->shared_bytes);
     }
-    state.write(buffer, ++sequence, present[t] ? counts + static_cast<std::size_t>(t) * shape.units : nullptr, false);
+    const std::uint16_t* row = counts + static_cast<std::size_t>(t) * static_cast<std::size_t>(shape.units);
+    if (how[6] && !present[t])
+      plan.recurrent ? state.write_skipped(buffer, ++sequence) : state.skip(1);
+    else
+      state.write(buffer, ++sequence, present[t] ? row : nullptr, false);
     plan.outputs = outputs + static_cast<std::size_t>(t) * plan.n_outputs;
-    run(plan, spread, layout->shared_bytes);
+    if (plan.recurrent || present[t] || !how[6]) run(plan, spread, layout->shared_bytes);
     if (done != sequence) return -2;
   }
   return layout->staged;

@@ -1,7 +1,8 @@
 """The streaming model as one batch computation in float64, written from its definition alone.
 
-All bins at once, with a mask of the band t-W+1 .. t over the bins that are present; no ring, no
-state. What the engines compute bin by bin has to equal this.
+All bins at once, with a mask of the band t-W+1 .. t over the bins that are present; no ring, and no
+state but the GRU's memory, a loop over the bins. What the engines compute bin by bin has to equal
+this.
 """
 
 import numpy as np
@@ -32,69 +33,85 @@ def rotate(x, position, rope_base):
     )
 
 
+def logistic(x):
+    return 1 / (1 + np.exp(-x))
+
+
+def recall(w, x, memory):
+    """Memories (T, H) of the GRU after every row of x (T, H), from the memory (H,) before."""
+    memories = []
+    for row in x @ w["gru.weight_ih"].T + w["gru.bias_ih"]:
+        now = np.split(row, 3)
+        back = np.split(w["gru.weight_hh"] @ memory + w["gru.bias_hh"], 3)
+        reset, update = logistic(now[0] + back[0]), logistic(now[1] + back[1])
+        memory = (1 - update) * np.tanh(now[2] + reset * back[2]) + update * memory
+        memories.append(memory)
+    return np.array(memories).reshape(x.shape)
+
+
 def embed(w, shape, counts, present):
-    e = np.sqrt(counts.astype(float)) @ w["input.weight"] + w["input.bias"]
+    e = counts.astype(float) @ w["input.weight"] + w["input.bias"]
     e[~present] = 0
     if shape.conv:
         g = np.tile(w["conv.bias"], (len(e), 1))
         for j in range(min(shape.conv, len(e))):
             g[j:] += w["conv.weight"][j] * e[: len(e) - j]
         e = e + gelu(g)
+    if shape.recurrent:
+        e = e + recall(w, e, np.zeros(shape.hidden))
     return e
 
 
 def attend(q, k, v, mask):
-    """q (T, R, h, d), k and v (T, h, d), mask (T, T): bin t may see bin s. Returns (T, R, h, d)."""
-    scores = np.einsum("trhd,shd->trhs", q, k) / np.sqrt(q.shape[-1])
-    scores = np.where(mask[:, None, None, :], scores, -np.inf)
+    """q, k and v (T, h, d), mask (T, T): bin t may see bin s. Returns (T, h, d)."""
+    scores = np.einsum("thd,shd->ths", q, k) / np.sqrt(q.shape[-1])
+    scores = np.where(mask[:, None, :], scores, -np.inf)
     some = mask.any(1)
     result = np.zeros_like(q)
-    result[some] = np.einsum("trhs,shd->trhd", softmax(scores[some]), v)
+    result[some] = np.einsum("ths,shd->thd", softmax(scores[some]), v)
     return result
 
 
-def run_reference(bundle, counts, present, first_position=0):
-    """Outputs (T, n_outputs) of counts (T, U) and present (T,), starting from no history."""
-    shape, modalities = bundle.manifest.shape, bundle.manifest.modalities
-    w = {name: values.astype(float) for name, values in bundle.weights.items()}
-    n_bins, hidden, heads = len(counts), shape.hidden, shape.heads
+def decode(bundle, w, tokens, present, first_position):
+    """Outputs (T, n_outputs) of the layers on tokens (T, H), starting from an empty ring."""
+    shape, n_bins = bundle.manifest.shape, len(tokens)
     position = first_position + np.arange(n_bins)
     lag = np.arange(n_bins)[:, None] - np.arange(n_bins)
     mask = (lag >= 0) & (lag < shape.window) & present
-    spikes = embed(w, shape, counts, present) + w["input.token"]
-    queries = np.broadcast_to(w["queries"], (n_bins, *w["queries"].shape))
-    x = np.concatenate([spikes[:, None], queries], 1)
+    x = tokens
     for i in range(shape.layers):
         p = {name.split(".", 2)[2]: t for name, t in w.items() if name.startswith(f"layers.{i}.")}
         y = layer_norm(x, p["norm1.weight"], p["norm1.bias"])
         qkv = y @ p["qkv.weight"].T + p["qkv.bias"]
-        q, k, v = (
-            part.reshape(n_bins, -1, heads, hidden // heads) for part in np.split(qkv, 3, -1)
-        )
-        q = rotate(q, position, shape.rope_base)
-        k = rotate(k[:, 0], position, shape.rope_base)
-        attended = attend(q, k, v[:, 0], mask).reshape(x.shape)
+        q, k, v = (part.reshape(n_bins, shape.heads, -1) for part in np.split(qkv, 3, -1))
+        q, k = rotate(q, position, shape.rope_base), rotate(k, position, shape.rope_base)
+        attended = attend(q, k, v, mask).reshape(x.shape)
         x = x + attended @ p["out.weight"].T + p["out.bias"]
         y = layer_norm(x, p["norm2.weight"], p["norm2.bias"])
         x = x + gelu(y @ p["up.weight"].T + p["up.bias"]) @ p["down.weight"].T + p["down.bias"]
     z = layer_norm(x, w["norm.weight"], w["norm.bias"])
     outputs, begin = [], 0
-    for m, modality in enumerate(modalities):
+    for modality in bundle.manifest.modalities:
         rows = slice(begin, begin + modality.n_outputs)
-        raw = z[:, 1 + m] @ w["head.weight"][rows].T + w["head.bias"][rows]
+        raw = z @ w["head.weight"][rows].T + w["head.bias"][rows]
         outputs.append(softmax(raw) if modality.kind == "categorical" else raw)
         begin += modality.n_outputs
     return np.concatenate(outputs, 1)
 
 
-def run_reference_in_chunks(bundle, counts, present, chunk):
-    """The same over a long sequence, in chunks that overlap by the receptive field."""
+def run_reference(bundle, counts, present, chunk=None):
+    """Outputs (T, n_outputs) of counts (T, U) and present (T,), starting from no history.
+
+    With `chunk` the layers run over so many bins at a time, and as many before as can matter.
+    """
     shape = bundle.manifest.shape
-    context = shape.layers * (shape.window - 1) + max(shape.conv - 1, 0)
+    w = {name: values.astype(float) for name, values in bundle.weights.items()}
+    tokens = embed(w, shape, counts, present) + w["input.token"]
+    tokens[~present] = w["input.lost"]
+    reach = shape.layers * (shape.window - 1)
     outputs = []
-    for begin in range(0, len(counts), chunk):
-        start = max(0, begin - context)
-        part = slice(start, begin + chunk)
-        result = run_reference(bundle, counts[part], present[part], first_position=start)
-        outputs.append(result[begin - start :])
+    for begin in range(0, len(counts), chunk or len(counts)):
+        start = max(0, begin - reach)
+        part = slice(start, begin + (chunk or len(counts)))
+        outputs.append(decode(bundle, w, tokens[part], present[part], start)[begin - start :])
     return np.concatenate(outputs)

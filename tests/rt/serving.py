@@ -18,7 +18,7 @@ from neds_rt.engines import load_engine
 
 ROOT = Path(__file__).parents[2]
 WINDOW = 6
-SHAPE = Shape(hidden=16, layers=2, heads=2, mlp=32, window=WINDOW, conv=3)
+SHAPE = Shape(hidden=16, layers=2, heads=2, mlp=32, window=WINDOW, conv=3, recurrent=True)
 MODALITIES = [
     ModalityOut("velocity", "continuous", 2, "cm/s", sd=[0.5, 0.25]),
     ModalityOut("heading", "circular", 2),

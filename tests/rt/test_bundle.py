@@ -140,6 +140,8 @@ def test_refuses_an_unwritable_place(tmp_path, model):
         ({"shape": Shape(hidden=16, layers=3, heads=2, mlp=24, window=5, conv=2)}, "layers.2"),
         ({"shape": Shape(hidden=16, layers=1, heads=2, mlp=24, window=5, conv=2)}, "no such tens"),
         ({"shape": Shape(hidden=16, layers=2, heads=2, mlp=24, window=5)}, "conv.bias"),
+        ({"shape": msgspec.structs.replace(SHAPE, recurrent=True)}, "gru.weight_ih"),
+        ({"shape": msgspec.structs.replace(SHAPE, recurrent=2)}, "recurrent"),
         ({"files": {"../evil": b""}}, "file name"),
         ({"files": {"/etc/evil": b""}}, "file name"),
         ({"files": {"a\\b": b""}}, "file name"),
@@ -200,7 +202,7 @@ def edit_manifest(**changes):
         ("manifest.json", lambda d: b"{", "manifest.json: JSON"),
         ("manifest.json", lambda d: b"[" * 100000, "manifest.json: JSON"),
         ("manifest.json", lambda d: b"\xff", "manifest.json: JSON"),
-        ("manifest.json", edit_manifest(schema=2), "schema: found 2, expected 1"),
+        ("manifest.json", edit_manifest(schema=1), "schema: found 1, expected 2: make the"),
         ("manifest.json", edit_manifest(schema="1"), "schema"),
         ("manifest.json", edit_manifest(extra=1), "extra"),
         ("manifest.json", edit_manifest(session=3), "$.session"),
@@ -244,10 +246,10 @@ def forge(path, model, weights_file, **changes):
 
 def test_tensors_are_checked_even_when_hashes_match(tmp_path, model):
     weights = dict(model.weights)
-    missing = {name: w for name, w in weights.items() if name != "queries"}
+    missing = {name: w for name, w in weights.items() if name != "input.lost"}
     extra = weights | {"spare": np.zeros(3, np.float32)}
-    wrong = weights | {"queries": np.zeros((3, 15), np.float32)}
-    cases = [(missing, "queries"), (extra, "spare"), (wrong, r"shape \(3, 15\)")]
+    wrong = weights | {"input.lost": np.zeros((3, 15), np.float32)}
+    cases = [(missing, "input.lost"), (extra, "spare"), (wrong, r"shape \(3, 15\)")]
     for i, (tensors, message) in enumerate(cases):
         forge(tmp_path / str(i), model, encode_tensors(tensors))
         with pytest.raises(BadInput, match=message):

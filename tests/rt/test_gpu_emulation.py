@@ -34,19 +34,18 @@ def library(tmp_path_factory):
 
 
 def emulate(library, bundle, counts, present, *, precision="float32", blocks=3, threads=2,
-            rows_at_once=5, shared=1 << 20, cluster=True, dry=False):
+            shared=1 << 20, cluster=True, dry=False, skip=False):
     """Outputs (T, n_outputs) and the number of chunks staged ahead."""
     manifest, shape = bundle.manifest, bundle.manifest.shape
     ints = np.array([len(manifest.units), shape.hidden, shape.layers, shape.heads, shape.mlp,
-                     shape.window, shape.conv], np.int32)
+                     shape.window, shape.conv, shape.recurrent], np.int32)
     kinds = [(m.n_outputs, m.kind == "categorical") for m in manifest.modalities]
     parts = np.array(kinds, np.int32)
     tensors = [np.ascontiguousarray(w) for w in bundle.weights.values()]
     dims = np.array([(*w.shape, 0)[:2] for w in tensors], np.int32)
     names = (ctypes.c_char_p * len(tensors))(*(name.encode() for name in bundle.weights))
     data = (ctypes.c_void_p * len(tensors))(*(w.ctypes.data for w in tensors))
-    how = np.array([PRECISIONS[precision], blocks, threads, rows_at_once, shared, cluster, dry],
-                   np.int32)
+    how = np.array([PRECISIONS[precision], blocks, threads, shared, cluster, dry, skip], np.int32)
     outputs = np.full((len(counts), int(parts[:, 0].sum())), np.nan, np.float32)
     present = np.ascontiguousarray(present, np.uint8)
     pointer = ctypes.c_void_p
@@ -60,7 +59,7 @@ def emulate(library, bundle, counts, present, *, precision="float32", blocks=3, 
 
 def make(seed=0, modalities=MODALITIES, units=19, **sizes):
     shape = Shape(**{"hidden": 24, "layers": 2, "heads": 2, "mlp": 30, "window": 7, "conv": 3,
-                     **sizes})
+                     "recurrent": True, **sizes})
     return random_bundle(shape, units, modalities, seed)
 
 
@@ -74,7 +73,7 @@ def spikes(bundle, n_bins, lost=0.2, seed=0):
 def rounded(bundle, precision):
     """The bundle as the GPU sees it: matrices in their stored precision, all else in float32."""
     def stored(name, w):
-        matrix = name == "input.weight" or (name.startswith("layers") and w.ndim == 2)
+        matrix = name == "input.weight" or (name.startswith(("layers", "gru")) and w.ndim == 2)
         if not matrix or precision == "float32":
             return w
         if precision == "float16":
@@ -108,9 +107,9 @@ def test_equals_batch(library, precision, cluster):
         ({"hidden": 6, "heads": 3, "mlp": 1, "window": 1, "conv": 0, "layers": 1}, {"blocks": 1}),
         ({"hidden": 60, "heads": 3, "mlp": 70, "window": 40, "conv": 5}, {"blocks": 7}),
         ({"hidden": 32, "heads": 1, "window": 33, "conv": 1}, {"blocks": 5, "threads": 3}),
-        ({"units": 1, "layers": 3}, {"rows_at_once": 2}),
-        ({"modalities": MODALITIES[:1]}, {"rows_at_once": 1}),
-        ({"modalities": MODALITIES[2:]}, {"rows_at_once": 8, "blocks": 9}),
+        ({"units": 1, "layers": 3, "conv": 0}, {}),
+        ({"recurrent": False}, {"blocks": 9}),
+        ({"recurrent": False, "conv": 0, "modalities": MODALITIES[2:]}, {}),
     ],
 )
 def test_sizes(library, sizes, how):
@@ -151,6 +150,16 @@ def test_dry_steps_change_nothing(library):
     expected, _ = emulate(library, bundle, counts, present)
     found, _ = emulate(library, bundle, counts, present, dry=True)
     assert np.array_equal(found, expected)
+
+
+@pytest.mark.parametrize("recurrent", [True, False])
+def test_skipped_bins_move_the_states_on(library, recurrent):
+    bundle = make(recurrent=recurrent)
+    counts, present = spikes(bundle, 50, lost=0.4)
+    expected = run_reference(bundle, counts, present)
+    for cluster in (True, False):
+        found, _ = emulate(library, bundle, counts, present, cluster=cluster, skip=True)
+        assert_close(found[present], expected[present])
 
 
 def test_all_lost(library):

@@ -34,7 +34,7 @@ def last_json(done):
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
-    shape = Shape(hidden=16, layers=2, heads=2, mlp=32, window=25, conv=3)
+    shape = Shape(hidden=16, layers=2, heads=2, mlp=32, window=25, conv=3, recurrent=True)
     made = random_bundle(shape, UNITS, MODALITIES)
     path = tmp_path_factory.mktemp("live") / "random.neds"
     write_bundle(path, session="s", subject="s", bin_size_s=0.02, shape=shape,
@@ -114,11 +114,13 @@ def test_bench_measures_engines_beside_the_echo(bundle):
 
 
 def test_bench_makes_a_synthetic_model_with_its_graph():
-    done = neds_rt("bench", "--synthetic", "hidden=16,layers=1,heads=2,mlp=16,units=20,window=10",
-                   "--engine", "onnx", "--bins", "20", "--bins-per-second", "100", "--json")
+    done = neds_rt("bench", "--synthetic", "hidden=16,layers=1,heads=2,mlp=16,units=20,window=10,"
+                   "recurrent=0", "--engine", "onnx", "--bins", "20", "--bins-per-second", "100",
+                   "--json")
     report = last_json(done)
     assert report["model"]["synthetic"] is True
     assert report["model"]["hidden"] == 16
+    assert report["model"]["recurrent"] is False
     assert report["engines"][0]["service_us"]["p50"] > 0
 
 
@@ -128,6 +130,7 @@ def test_bench_makes_a_synthetic_model_with_its_graph():
         (["--synthetic", "wide=3"], "wide"),
         (["--synthetic", "hidden=big"], "hidden"),
         (["--synthetic", "hidden=30,heads=4"], "heads"),
+        (["--synthetic", "recurrent=2"], "0 or 1"),
         (["--bins", "0"], "--bins"),
         (["--engine", "native,"], "--engine"),
         (["--engine", "no.such:Engine", "--bins", "10"], "no.such"),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from tools.tables.page import NONE, Result, markdown
 
 ENGINES = {"neds.torch_engine:EagerWindow": "eager torch recomputing the window",
-           "neds.torch_engine:EagerLastBin": "eager torch, newest bin's queries only"}
+           "neds.torch_engine:EagerLastBin": "eager torch, last layer for the newest bin only"}
 FIGURES = {"arrival_to_publish_us": "arrival to publish", "service_us": "service",
            "step_us": "step, paced", "step_hot_us": "step, tight loop"}
 PERCENTILES = ("p50", "p99", "p999", "max")

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 # The model of --synthetic where the text does not say otherwise.
 SYNTHETIC = {"hidden": 256, "layers": 5, "heads": 8, "mlp": 512, "units": 600, "rate_hz": 10.0,
-             "window": 100, "conv": 0}
+             "window": 100, "conv": 5, "recurrent": 1}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,8 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--model", metavar="BUNDLE", help="bundle to serve")
     model.add_argument("--synthetic", metavar="K=V,...", default="",
                        help="a bundle of random weights, for example "
-                       "hidden=128,layers=5,heads=4,mlp=512,units=600,rate_hz=10,window=100,conv=0 "
-                       "(the default if no --model is given, hidden=256, heads=8)")
+                       "hidden=128,layers=5,heads=4,mlp=512,units=600,rate_hz=10,window=100,"
+                       "conv=5,recurrent=1 (the default if no --model is given, hidden=256, "
+                       "heads=8)")
     parser.add_argument("--engine", default="native", metavar="E[,E...]",
                         help="engines, by name or as module:Class (default native)")
     parser.add_argument("--bins-per-second", type=float, default=50.0, metavar="R",
@@ -88,6 +89,8 @@ def _synthetic_sizes(text: str) -> dict[str, Any]:
             sizes[name] = type(SYNTHETIC[name])(value)
         except ValueError:
             raise BadInput("--synthetic", name, repr(value), "a number") from None
+    if sizes["recurrent"] not in (0, 1):
+        raise BadInput("--synthetic", "recurrent", sizes["recurrent"], "0 or 1")
     return sizes
 
 
@@ -102,7 +105,8 @@ def _write_random(folder: Path, sizes: dict[str, Any], args: argparse.Namespace)
         ModalityOut(name="block", kind="categorical", n_outputs=3, classes=["0.2", "0.5", "0.8"]),
     ]
     shape = Shape(**{key: sizes[key] for key in
-                     ("hidden", "layers", "heads", "mlp", "window", "conv")})
+                     ("hidden", "layers", "heads", "mlp", "window", "conv")},
+                  recurrent=bool(sizes["recurrent"]))
     bundle = random_bundle(shape, sizes["units"], modalities, bin_size_s=1 / args.bins_per_second)
     manifest = bundle.manifest
     files = {}

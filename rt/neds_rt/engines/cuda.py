@@ -48,7 +48,7 @@ def build_cuda_step(bundle: Bundle, **options: Any) -> Any:
         return module.CudaStep(
             units=len(manifest.units), hidden=shape.hidden, layers=shape.layers,
             heads=shape.heads, mlp=shape.mlp, window=shape.window, conv=shape.conv,
-            rope_base=shape.rope_base, weights=bundle.weights,
+            recurrent=shape.recurrent, rope_base=shape.rope_base, weights=bundle.weights,
             modalities=[(m.n_outputs, m.kind == "categorical") for m in manifest.modalities],
             **options,
         )

@@ -28,6 +28,7 @@ def build_step_engine(bundle: Bundle, isa: str = "") -> _core.StepEngine:
         mlp=shape.mlp,
         window=shape.window,
         conv=shape.conv,
+        recurrent=shape.recurrent,
         rope_base=shape.rope_base,
         modalities=[(m.n_outputs, m.kind == "categorical") for m in bundle.manifest.modalities],
         weights=bundle.weights,

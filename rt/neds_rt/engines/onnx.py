@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neds_rt.bundle import Bundle
+from neds_rt.engines.lost_bins import LostBins
 from neds_rt.engines.onnx_graph import MASKED, build_step_graph
 from neds_rt.errors import BadInput
 
@@ -16,8 +17,9 @@ class OnnxEngine:
     """`model.onnx` of the bundle, or the same graph built in memory when the bundle has none.
 
     Inputs and outputs of the graph (see `onnx_graph`) are views of arrays made here once; a step
-    writes the new key and value into the ring by itself. Raises `BadInput` when ONNX Runtime
-    refuses the graph, `StartError` when one has to be built and `onnx` is not installed.
+    writes the new key, value and states into them by itself, and `skip` runs no graph. Raises
+    `BadInput` when ONNX Runtime refuses the graph, `StartError` when one has to be built and `onnx`
+    is not installed.
     """
 
     name = "onnx"
@@ -40,11 +42,14 @@ class OnnxEngine:
         self._keys = np.zeros((shape.layers, heads, d, shape.window), np.float32)
         self._values = np.zeros((shape.layers, heads, shape.window, d), np.float32)
         self._embeddings = np.zeros((max(shape.conv - 1, 0), shape.hidden), np.float32)
+        self._memory = np.zeros(shape.hidden if shape.recurrent else 0, np.float32)
+        self._new_memory = np.zeros_like(self._memory)
         self._new_key = np.zeros((shape.layers, heads, d), np.float32)
         self._new_value = np.zeros((shape.layers, heads, d), np.float32)
         self._embedding = np.zeros(shape.hidden, np.float32)
         self._outputs = np.zeros(self.n_outputs, np.float32)
         self._discarded = np.zeros(self.n_outputs, np.float32)
+        self._lost_bins = LostBins(shape, bundle.weights)
         model = bundle.onnx_bytes or build_step_graph(manifest, bundle.weights)
         session, options = _open_session(model, bundle.where)
         self._session = session
@@ -58,6 +63,7 @@ class OnnxEngine:
         self._position = 0
         self._slot_bias.fill(MASKED)
         self._embeddings.fill(0.0)
+        self._memory.fill(0.0)
         self._outputs.fill(0.0)
 
     def step(self, counts: NDArray[np.uint16], present: bool = True) -> NDArray[np.float32]:
@@ -80,7 +86,7 @@ class OnnxEngine:
             self._keys[:, :, :, slot] = self._new_key
             self._values[:, :, slot, :] = self._new_value
             self._slot_bias[slot] = 0.0
-        self._remember_embedding(self._embedding if present else None)
+        self._take_over()
         self._position += 1
         return self._outputs
 
@@ -90,8 +96,7 @@ class OnnxEngine:
             raise ValueError(f"n_bins: found {n_bins}, expected at least 0")
         slots = (self._position + np.arange(min(n_bins, self._window))) % self._window
         self._slot_bias[slots] = MASKED
-        for _ in range(min(n_bins, len(self._embeddings))):
-            self._remember_embedding(None)
+        self._lost_bins.advance(self._embeddings, self._memory, n_bins)
         self._position += n_bins
 
     def warm(self) -> None:
@@ -106,10 +111,12 @@ class OnnxEngine:
         np.cos(self._angle, out=self._cos, casting="same_kind")
         np.sin(self._angle, out=self._sin, casting="same_kind")
 
-    def _remember_embedding(self, embedding: NDArray[np.float32] | None) -> None:
+    def _take_over(self) -> None:
+        """Make what the stem computed for this bin its state for the next."""
         if len(self._embeddings):
             self._embeddings[1:] = self._embeddings[:-1]
-            self._embeddings[0] = 0.0 if embedding is None else embedding
+            self._embeddings[0] = self._embedding
+        self._memory[:] = self._new_memory
 
     def _input_arrays(self, n_layers: int) -> dict[str, NDArray[np.float32]]:
         arrays: dict[str, NDArray[np.float32]] = {
@@ -118,6 +125,8 @@ class OnnxEngine:
         }
         if len(self._embeddings):
             arrays["embeddings"] = self._embeddings
+        if len(self._memory):
+            arrays["memory"] = self._memory
         arrays |= {f"keys.{layer}": self._keys[layer] for layer in range(n_layers)}
         return arrays | {f"values.{layer}": self._values[layer] for layer in range(n_layers)}
 
@@ -126,7 +135,7 @@ class OnnxEngine:
     ) -> Any:
         results = {
             "outputs": outputs, "new_key": self._new_key, "new_value": self._new_value,
-            "embedding": self._embedding,
+            "embedding": self._embedding, "new_memory": self._new_memory,
         }
         binding = self._session.io_binding()
         try:

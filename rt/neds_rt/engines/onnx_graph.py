@@ -1,9 +1,10 @@
 """The streaming step as an ONNX graph of static shapes, made from a bundle's tensors.
 
 Inputs, all float32: `counts` (U,), `cos` and `sin` (d/2,) of the bin's position, `live` (1,) 1 or
-0, `slot_bias` (W,) 0 or `MASKED`, `keys.i` (h, d, W) and `values.i` (h, W, d) of every layer i, and
-with a convolution `embeddings` (K-1, H), newest first. Outputs: `outputs` (n_outputs,), `new_key`
-and `new_value` (L, h, d), and with a convolution `embedding` (H,).
+0, `slot_bias` (W,) 0 or `MASKED`, `keys.i` (h, d, W) and `values.i` (h, W, d) of every layer i;
+with a convolution `embeddings` (K-1, H), newest first; with a GRU its `memory` (H,). Outputs:
+`outputs` (n_outputs,), `new_key` and `new_value` (L, h, d); with a convolution `embedding` (H,);
+with a GRU `new_memory` (H,).
 
 The rings are inputs only: the caller writes one key and value into its own ring, so that a step
 moves none of it. The slot that the new bin will take must be masked in `slot_bias`.
@@ -48,6 +49,7 @@ class _Graph:
     ) -> None:
         self.helper = helper
         self.float = helper.np_dtype_to_tensor_dtype(np.dtype(np.float32))
+        self.bool = helper.np_dtype_to_tensor_dtype(np.dtype(np.bool_))
         self.shape = manifest.shape
         self.units = len(manifest.units)
         self.modalities = manifest.modalities
@@ -66,20 +68,17 @@ class _Graph:
         self._input("sin", self.head_dim // 2)
         self._input("live", 1)
         self._input("slot_bias", shape.window)
-        spikes = self._spike_row()
-        queries = self._constant("queries", self.weights["queries"])
-        rows = self._op("Concat", spikes, queries, axis=0)
+        row = self._token()
         bias, some = self._masks()
         new_keys, new_values = [], []
         for layer in range(shape.layers):
-            last = layer == shape.layers - 1
-            rows, key, value = self._layer(layer, rows, bias, some, last)
+            row, key, value = self._layer(layer, row, bias, some)
             new_keys.append(key)
             new_values.append(value)
         self._output("new_key", self._stack(new_keys), shape.layers, shape.heads, self.head_dim)
         self._output("new_value", self._stack(new_values), shape.layers, shape.heads, self.head_dim)
         n_outputs = sum(modality.n_outputs for modality in self.modalities)
-        self._output("outputs", self._readouts(rows), n_outputs)
+        self._output("outputs", self._readouts(row), n_outputs)
         graph = helper.make_graph(
             self.nodes, "neds_step", self.inputs, self.outputs, self.constants
         )
@@ -88,24 +87,50 @@ class _Graph:
         model.producer_name = "neds"
         return model
 
-    def _spike_row(self) -> str:
-        """Return the token of the bin's spikes, (1, H)."""
-        w, hidden, taps = self.weights, self.shape.hidden, self.shape.conv
-        activation = self._op("Unsqueeze", self._op("Sqrt", "counts"), self._axes(0))
-        e = self._op("MatMul", activation, self._constant("input.weight", w["input.weight"]))
+    def _token(self) -> str:
+        """Return the token of the bin, (1, H): its spikes' if it is there, that of a lost one."""
+        w = self.weights
+        counts = self._op("Unsqueeze", "counts", self._axes(0))
+        e = self._op("MatMul", counts, self._constant("input.weight", w["input.weight"]))
         e = self._op("Add", e, self._constant("input.bias", w["input.bias"]))
         e = self._op("Mul", e, "live")
-        if taps:
-            self._output("embedding", self._op("Squeeze", e, self._axes(0)), hidden)
-            past = e
-            if taps > 1:
-                self._input("embeddings", taps - 1, hidden)
-                past = self._op("Concat", e, "embeddings", axis=0)
-            product = self._op("Mul", past, self._constant("conv.weight", w["conv.weight"]))
-            g = self._op("ReduceSum", product, self._axes(0), keepdims=1)
-            g = self._op("Add", g, self._constant("conv.bias", w["conv.bias"]))
-            e = self._op("Add", e, self._op("Gelu", g, approximate="tanh"))
-        return self._op("Add", e, self._constant("input.token", w["input.token"]))
+        if self.shape.conv:
+            e = self._convolve(e)
+        if self.shape.recurrent:
+            e = self._recall(e)
+        there = self._op("Add", e, self._constant("input.token", w["input.token"]))
+        lost = self._constant("input.lost", w["input.lost"])
+        return self._op("Where", self._op("Cast", "live", to=self.bool), there, lost)
+
+    def _convolve(self, e: str) -> str:
+        w, hidden, taps = self.weights, self.shape.hidden, self.shape.conv
+        self._output("embedding", self._op("Squeeze", e, self._axes(0)), hidden)
+        past = e
+        if taps > 1:
+            self._input("embeddings", taps - 1, hidden)
+            past = self._op("Concat", e, "embeddings", axis=0)
+        product = self._op("Mul", past, self._constant("conv.weight", w["conv.weight"]))
+        g = self._op("ReduceSum", product, self._axes(0), keepdims=1)
+        g = self._op("Add", g, self._constant("conv.bias", w["conv.bias"]))
+        return self._op("Add", e, self._op("Gelu", g, approximate="tanh"))
+
+    def _recall(self, e: str) -> str:
+        """Add the GRU's memory after this bin."""
+        hidden = self.shape.hidden
+        self._input("memory", hidden)
+        before = self._op("Unsqueeze", "memory", self._axes(0))
+        w, parts = self.weights, []
+        for end, x in (("ih", e), ("hh", before)):
+            y = self._linear(f"gru.{end}", x, w[f"gru.weight_{end}"], w[f"gru.bias_{end}"])
+            parts.append([self._op("Slice", y, *self._slice(i * hidden, (i + 1) * hidden, axis=1))
+                          for i in range(3)])
+        now, back = parts
+        reset, update = (self._op("Sigmoid", self._op("Add", now[i], back[i])) for i in range(2))
+        candidate = self._op("Tanh", self._op("Add", now[2], self._op("Mul", reset, back[2])))
+        change = self._op("Mul", update, self._op("Sub", before, candidate))
+        after = self._op("Add", candidate, change)
+        self._output("new_memory", self._op("Squeeze", after, self._axes(0)), hidden)
+        return self._op("Add", e, after)
 
     def _masks(self) -> tuple[str, str]:
         """Return the additive bias of slots and new bin, (W+1,), and 1 or 0: any to attend to."""
@@ -118,27 +143,21 @@ class _Graph:
         some = self._op("Cast", self._op("Greater", best, half), to=self.float)
         return bias, some
 
-    def _layer(
-        self, layer: int, x: str, bias: str, some: str, last: bool
-    ) -> tuple[str, str, str]:
+    def _layer(self, layer: int, x: str, bias: str, some: str) -> tuple[str, str, str]:
         hidden, heads, d = self.shape.hidden, self.shape.heads, self.head_dim
-        w = self.weights[f"layers.{layer}.qkv.weight"]
-        b = self.weights[f"layers.{layer}.qkv.bias"]
         name = f"layers.{layer}"
+        scale = np.ones(3 * hidden, np.float32)
+        scale[:hidden] = 1 / np.sqrt(d)
+        w, b = self.weights[f"{name}.qkv.weight"], self.weights[f"{name}.qkv.bias"]
         y = self._norm(f"{name}.norm1", x)
-        own = self._rows(y, 0, 1)
-        key_value = self._linear(f"{name}.kv", own, w[hidden:], b[hidden:])
-        key = self._heads(self._op("Slice", key_value, *self._slice(0, hidden, axis=1)))
-        value = self._heads(self._op("Slice", key_value, *self._slice(hidden, 2 * hidden, axis=1)))
-        key = self._rotate(key)
-        if last:  # the bin's own token is read by nothing after this layer
-            x, y = (self._rows(rows, 1, 1 + len(self.modalities)) for rows in (x, y))
-        scale = np.float32(1 / np.sqrt(d))
-        q = self._linear(f"{name}.q", y, w[:hidden] * scale, b[:hidden] * scale)
-        q = self._rotate(self._heads(q))
+        qkv = self._linear(f"{name}.qkv", y, w * scale[:, None], b * scale)
+        q, key, value = (
+            self._heads(self._op("Slice", qkv, *self._slice(i * hidden, (i + 1) * hidden, axis=1)))
+            for i in range(3)
+        )
+        q, key = self._rotate(q), self._rotate(key)
         attended = self._attend(layer, q, key, value, bias)
-        attended = self._op("Mul", self._op("Transpose", attended, perm=[1, 0, 2]), some)
-        merged = self._op("Reshape", attended, self._ints(-1, hidden))
+        merged = self._op("Reshape", self._op("Mul", attended, some), self._ints(1, hidden))
         x = self._op("Add", x, self._block_linear(f"{name}.out", merged))
         y = self._norm(f"{name}.norm2", x)
         inner = self._op("Gelu", self._block_linear(f"{name}.up", y), approximate="tanh")
@@ -159,7 +178,7 @@ class _Graph:
         return self._op("Add", old, self._op("Mul", new, value))
 
     def _rotate(self, x: str) -> str:
-        """Rotate (h, rows, d) by the bin's position."""
+        """Rotate (h, 1, d) by the bin's position."""
         half = self.head_dim // 2
         a = self._op("Slice", x, *self._slice(0, half, axis=2))
         b = self._op("Slice", x, *self._slice(half, 2 * half, axis=2))
@@ -167,11 +186,11 @@ class _Graph:
         second = self._op("Add", self._op("Mul", b, "cos"), self._op("Mul", a, "sin"))
         return self._op("Concat", first, second, axis=2)
 
-    def _readouts(self, rows: str) -> str:
-        z = self._norm("norm", rows)
+    def _readouts(self, row: str) -> str:
+        z = self._norm("norm", row)
         parts, begin = [], 0
         for m, modality in enumerate(self.modalities):
-            parts.append(self._readout(m, modality, self._rows(z, m, m + 1), begin))
+            parts.append(self._readout(m, modality, z, begin))
             begin += modality.n_outputs
         joined = parts[0] if len(parts) == 1 else self._op("Concat", *parts, axis=1)
         return self._op("Squeeze", joined, self._axes(0))
@@ -183,12 +202,8 @@ class _Graph:
         return self._op("Softmax", raw, axis=-1) if modality.kind == "categorical" else raw
 
     def _heads(self, x: str) -> str:
-        """(rows, H) -> (h, rows, d)."""
-        split = self._op("Reshape", x, self._ints(-1, self.shape.heads, self.head_dim))
-        return self._op("Transpose", split, perm=[1, 0, 2])
-
-    def _rows(self, x: str, begin: int, end: int) -> str:
-        return self._op("Slice", x, *self._slice(begin, end, axis=0))
+        """(1, H) -> (h, 1, d)."""
+        return self._op("Reshape", x, self._ints(self.shape.heads, 1, self.head_dim))
 
     def _stack(self, parts: list[str]) -> str:
         parts = [self._op("Unsqueeze", part, self._axes(0)) for part in parts]

@@ -18,7 +18,8 @@ using Counts = nb::ndarray<const std::uint16_t, nb::ndim<1>, nb::c_contig, nb::d
 using Tensor = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 
 void construct(CudaStep* self, int units, int hidden, int layers, int heads, int mlp, int window,
-               int conv, double rope_base, const std::vector<std::pair<int, bool>>& modalities,
+               int conv, bool recurrent, double rope_base,
+               const std::vector<std::pair<int, bool>>& modalities,
                const nb::dict& weights, const std::string& precision, const std::string& team,
                int blocks, int threads, const std::string& input, const std::string& launch,
                bool marks, double timeout_s) {
@@ -36,7 +37,8 @@ void construct(CudaStep* self, int units, int hidden, int layers, int heads, int
     tensors.insert_or_assign(name, neds::TensorView{tensor.data(), std::move(sizes)});
     held.push_back(std::move(tensor));
   }
-  const neds::StepShape shape{units, hidden, layers, heads, mlp, window, conv, rope_base};
+  const neds::StepShape shape{units, hidden, layers, heads, mlp, window, conv, recurrent,
+                              rope_base};
   neds::gpu::Options options{precision, team, blocks, threads, input, launch, marks, timeout_s};
   new (self) CudaStep(shape, shapes, tensors, options);
 }
@@ -53,6 +55,7 @@ void step(CudaStep& self, const Counts& counts, bool present) {
 void skip(CudaStep& self, std::int64_t n_bins) {
   if (n_bins < 0 || n_bins > INT64_MAX - self.position())
     throw std::invalid_argument("n_bins: found " + std::to_string(n_bins) + ", expected at least 0");
+  nb::gil_scoped_release unlocked;
   self.skip(n_bins);
 }
 
@@ -94,7 +97,7 @@ NB_MODULE(_cuda, m) {
   nb::class_<CudaStep>(m, "CudaStep", "The step on GPU 0. One thread at a time may call it.")
       .def("__init__", &construct, nb::kw_only(), nb::arg("units"), nb::arg("hidden"),
            nb::arg("layers"), nb::arg("heads"), nb::arg("mlp"), nb::arg("window"), nb::arg("conv"),
-           nb::arg("rope_base"), nb::arg("modalities"), nb::arg("weights"),
+           nb::arg("recurrent"), nb::arg("rope_base"), nb::arg("modalities"), nb::arg("weights"),
            nb::arg("precision") = "float32", nb::arg("team") = "auto", nb::arg("blocks") = 0,
            nb::arg("threads") = 0, nb::arg("input") = "mapped", nb::arg("launch") = "graph",
            nb::arg("marks") = false, nb::arg("timeout_s") = 2.0,

@@ -33,11 +33,11 @@ Precision precision_of(const std::string& name) {
   throw std::invalid_argument("precision: found " + name + ", expected float32, bfloat16 or float16");
 }
 
-const void* choose_kernel(Precision precision, bool cluster, int rows) {
+const void* choose_kernel(Precision precision, bool cluster) {
   switch (precision) {
-    case Precision::float32: return kernel_float32(cluster, rows);
-    case Precision::bfloat16: return kernel_bfloat16(cluster, rows);
-    default: return kernel_float16(cluster, rows);
+    case Precision::float32: return kernel_float32(cluster);
+    case Precision::bfloat16: return kernel_bfloat16(cluster);
+    default: return kernel_float16(cluster);
   }
 }
 
@@ -139,10 +139,9 @@ CudaStep::CudaStep(const StepShape& shape, const std::vector<ModalityShape>& mod
   if (spread_.threads % 32 || spread_.threads < 32 || spread_.threads > max_threads)
     throw std::invalid_argument("threads: found " + std::to_string(spread_.threads) +
                                 ", expected a multiple of 32 up to " + std::to_string(max_threads));
-  spread_.rows_at_once = rows_at_once(1 + static_cast<int>(modalities.size()));
   spread_.shared = static_cast<std::size_t>(attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin));
-  choose_team(spread_.rows_at_once);
-  kernel_ = choose_kernel(precision, cluster_, spread_.rows_at_once);
+  choose_team();
+  kernel_ = choose_kernel(precision, cluster_);
   layout_ = std::make_unique<Layout>(shape, modalities, tensors, precision, spread_);
   state_ = StreamState(layout_->plan, shape.rope_base);
   upload();
@@ -151,7 +150,7 @@ CudaStep::CudaStep(const StepShape& shape, const std::vector<ModalityShape>& mod
 
 CudaStep::~CudaStep() = default;
 
-void CudaStep::choose_team(int rows) {
+void CudaStep::choose_team() {
   const int major = attribute(cudaDevAttrComputeCapabilityMajor);
   const bool possible = major >= 9;
   if (options_.team == "cluster" && !possible)
@@ -166,7 +165,7 @@ void CudaStep::choose_team(int rows) {
     return;
   }
   // The largest cluster that fits: 16 blocks on data-centre GPUs, 8 elsewhere.
-  const void* kernel = choose_kernel(precision_of(options_.precision), true, rows);
+  const void* kernel = choose_kernel(precision_of(options_.precision), true);
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "cluster size");
   check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                              static_cast<int>(spread_.shared)), "shared memory");
@@ -197,17 +196,17 @@ void CudaStep::upload() {
   plan_ = layout_->plan;
   plan_.weights = d.copy(layout_->weights);
   plan_.floats = d.copy(layout_->floats);
-  plan_.output_rows = d.copy(layout_->output_rows);
   plan_.softmax = d.copy(layout_->softmax);
   plan_.chunks = d.copy(layout_->chunks);
   plan_.keys = d.take<float>(layout_->ring_floats);
   plan_.values = d.take<float>(layout_->ring_floats);
   plan_.conv_ring = d.take<float>(layout_->conv_floats);
+  plan_.memory = d.take<float>(static_cast<std::size_t>(plan_.ld_hidden));
   plan_.raw = d.take<float>(static_cast<std::size_t>(plan_.n_outputs));
   plan_.exchange = d.take<float>(layout_->shared_bytes / sizeof(float));
   plan_.barrier = d.take<unsigned>(32);
   if (options_.marks)
-    plan_.marks = d.take<long long>(static_cast<std::size_t>(3 + phases_per_layer * plan_.layers));
+    plan_.marks = d.take<long long>(static_cast<std::size_t>(2 + plan_.phases()));
   std::uint8_t* input = nullptr;
   input_ = d.share(plan_.in_bytes, &input);
   plan_.input = options_.input == "copied" ? d.take<std::uint8_t>(plan_.in_bytes) : input;
@@ -290,6 +289,16 @@ void CudaStep::step(const std::uint16_t* counts) {
   run();
 }
 
+void CudaStep::skip(std::int64_t n_bins) {
+  const std::int64_t n_runs =
+      plan_.recurrent ? std::min(n_bins, std::int64_t{StepEngine::settling_bins}) : 0;
+  for (std::int64_t i = 0; i < n_runs; ++i) {
+    state_.write_skipped(input_, ++sequence_);
+    run();
+  }
+  state_.skip(n_bins - n_runs);
+}
+
 void CudaStep::warm() {
   state_.write(input_, ++sequence_, nullptr, true);
   run();
@@ -297,7 +306,7 @@ void CudaStep::warm() {
 
 std::vector<long long> CudaStep::phase_clocks() const {
   if (!plan_.marks) return {};
-  std::vector<long long> clocks(static_cast<std::size_t>(3 + phases_per_layer * plan_.layers));
+  std::vector<long long> clocks(static_cast<std::size_t>(2 + plan_.phases()));
   check(cudaStreamSynchronize(device_->stream), "wait");
   check(cudaMemcpy(clocks.data(), plan_.marks, clocks.size() * sizeof(long long),
                    cudaMemcpyDeviceToHost), "read the clocks");

@@ -49,7 +49,8 @@ class CudaStep {
   void step(const std::uint16_t* counts);
   void warm();
   void reset() { state_.reset(); }
-  void skip(std::int64_t n_bins) { state_.skip(n_bins); }
+  // The GRU runs over StepEngine::settling_bins of them at most. Throws as step() does.
+  void skip(std::int64_t n_bins);
 
   const float* outputs() const { return outputs_; }
   int n_outputs() const { return layout_->plan.n_outputs; }
@@ -71,7 +72,7 @@ class CudaStep {
  private:
   struct Device;
 
-  void choose_team(int rows);
+  void choose_team();
   void upload();
   void capture();
   void run();

@@ -7,7 +7,7 @@ namespace neds::gpu {
 
 namespace {
 
-template <class Weight, int ROWS, class Team>
+template <class Weight, class Team>
 __global__ void __launch_bounds__(max_threads, 1) step_kernel(const __grid_constant__ Plan plan) {
   extern __shared__ __align__(128) float shared[];
 #if __CUDA_ARCH__ >= 900
@@ -17,24 +17,15 @@ __global__ void __launch_bounds__(max_threads, 1) step_kernel(const __grid_const
 #endif
   if constexpr (possible) {
     Team team(plan, shared);
-    Step<Weight, ROWS, Team>(plan, team).run();
-  }
-}
-
-template <class Weight, class Team>
-const void* choose(int rows) {
-  switch (rows) {
-    case 1: return reinterpret_cast<const void*>(step_kernel<Weight, 1, Team>);
-    case 2: return reinterpret_cast<const void*>(step_kernel<Weight, 2, Team>);
-    case 5: return reinterpret_cast<const void*>(step_kernel<Weight, 5, Team>);
-    default: return reinterpret_cast<const void*>(step_kernel<Weight, 8, Team>);
+    Step<Weight, Team>(plan, team).run();
   }
 }
 
 }  // namespace
 
-const void* NEDS_KERNEL(bool cluster, int rows) {
-  return cluster ? choose<NEDS_WEIGHT, ClusterTeam>(rows) : choose<NEDS_WEIGHT, GridTeam>(rows);
+const void* NEDS_KERNEL(bool cluster) {
+  return cluster ? reinterpret_cast<const void*>(step_kernel<NEDS_WEIGHT, ClusterTeam>)
+                 : reinterpret_cast<const void*>(step_kernel<NEDS_WEIGHT, GridTeam>);
 }
 
 }  // namespace neds::gpu

@@ -121,7 +121,7 @@ void set_sizes(Plan& p, const StepShape& shape, const std::vector<ModalityShape>
   p.mlp = shape.mlp;
   p.window = shape.window;
   p.conv = shape.conv;
-  p.rows = 1 + static_cast<int>(modalities.size());
+  p.recurrent = shape.recurrent;
   p.ld_units = round_up(shape.units, 8);
   p.ld_hidden = round_up(shape.hidden, 8);
   p.ld_mlp = round_up(shape.mlp, 8);
@@ -148,23 +148,24 @@ void lay_out_input(Plan& p) {
 void lay_out_shared(Plan& p, const Spread& spread) {
   Offsets shared;
   const int warps = spread.threads / spread.lanes, ld_q = p.heads * p.ld_head;
-  const int n_chunks = 1 + phases_per_layer * p.layers;
   p.ld_scores = round_up(p.window, 4);
   p.s_input = shared.take(static_cast<int>(p.in_bytes / sizeof(float)));
-  p.s_chunks = shared.take(n_chunks * static_cast<int>(sizeof(Chunk) / sizeof(float)));
-  p.s_root = shared.take(p.ld_units);
-  p.s_x = shared.take(p.rows * p.ld_hidden);
-  p.s_x2 = shared.take(p.rows * p.ld_hidden);
-  p.s_y = shared.take(p.rows * p.ld_hidden);
-  p.s_q = shared.take(p.rows * ld_q);
+  p.s_chunks = shared.take(p.phases() * static_cast<int>(sizeof(Chunk) / sizeof(float)));
+  p.s_counts = shared.take(p.ld_units);
+  p.s_memory = shared.take(p.recurrent ? p.ld_hidden : 0);
+  p.s_gates = shared.take(p.recurrent ? 6 * share_of(p.hidden, 0, spread.blocks).count : 0);
+  p.s_x = shared.take(p.ld_hidden);
+  p.s_x2 = shared.take(p.ld_hidden);
+  p.s_y = shared.take(p.ld_hidden);
+  p.s_q = shared.take(ld_q);
   p.s_kv = shared.take(2 * ld_q);
-  p.s_attended = shared.take(p.rows * p.ld_hidden);
-  p.s_inner = shared.take(p.rows * p.ld_mlp);
-  p.s_query = shared.take(spread.rows_at_once * p.ld_head);
+  p.s_attended = shared.take(p.ld_hidden);
+  p.s_inner = shared.take(p.ld_mlp);
+  p.s_query = shared.take(p.ld_head);
   p.s_own = shared.take(2 * p.ld_head);
-  p.s_scores = shared.take(spread.rows_at_once * p.ld_scores);
-  p.s_parts = shared.take(warps * spread.rows_at_once * p.ld_head);
-  p.s_inverse = shared.take(spread.rows_at_once);
+  p.s_scores = shared.take(p.ld_scores);
+  p.s_parts = shared.take(warps * p.ld_head);
+  p.s_inverse = shared.take(1);
   p.s_stage = round_up(shared.used(), 32);
 }
 
@@ -183,7 +184,6 @@ Layout::Layout(const StepShape& shape, const std::vector<ModalityShape>& modalit
     throw std::invalid_argument("model: found activations of " + std::to_string(fixed) +
                                 " bytes, expected at most the GPU's " +
                                 std::to_string(spread.shared) + " of shared memory");
-  p.row_parts = std::clamp(spread.blocks / p.heads, 1, p.rows);
 
   const auto size = [](int n) { return static_cast<std::size_t>(n); };
   const auto tensor = [&](const std::string& name, const std::vector<std::size_t>& sizes) {
@@ -194,6 +194,14 @@ Layout::Layout(const StepShape& shape, const std::vector<ModalityShape>& modalit
   Packer packer(weights, precision);
   const float* input = tensor("input.weight", {units, h});
   packer.append(p.hidden, p.units, p.ld_units, [&](int o, int u) { return input[size(u) * h + size(o)]; });
+  p.w_gates = packer.size();
+  if (p.recurrent)
+    for (const char* name : {"gru.weight_ih", "gru.weight_hh"}) {
+      const float* gates = tensor(name, {3 * h, h});  // one gate after the other; here, by feature
+      packer.append(3 * p.hidden, p.hidden, p.ld_hidden, [&](int row, int k) {
+        return gates[(size(row % 3) * h + size(row / 3)) * h + size(k)];
+      });
+    }
   p.w_layers = packer.size();
 
   const auto keep = [&](const std::string& name, const std::vector<std::size_t>& sizes) {
@@ -207,10 +215,18 @@ Layout::Layout(const StepShape& shape, const std::vector<ModalityShape>& modalit
   };
   p.f_input_bias = keep("input.bias", {h});
   p.f_token = keep("input.token", {h});
-  p.f_queries = keep("queries", {modalities.size(), h});
+  p.f_lost = keep("input.lost", {h});
   if (p.conv) {
     p.f_conv_weight = keep("conv.weight", {size(p.conv), h});
     p.f_conv_bias = keep("conv.bias", {h});
+  }
+  if (p.recurrent) {
+    p.f_gates = floats.size();  // of the bin, then of the memory
+    for (const char* name : {"gru.bias_ih", "gru.bias_hh"}) {
+      const float* bias = tensor(name, {3 * h});
+      for (std::size_t row = 0; row < 3 * h; ++row) floats.push_back(bias[row % 3 * h + row / 3]);
+    }
+    floats.resize(round_up<std::size_t>(floats.size(), 4));
   }
   p.f_norm_weight = keep("norm.weight", {h});
   p.f_norm_bias = keep("norm.bias", {h});
@@ -247,10 +263,9 @@ Layout::Layout(const StepShape& shape, const std::vector<ModalityShape>& modalit
     p.w_layer_stride = packer.size() - w;
   }
 
-  int row = 1, begin = 0;
+  int begin = 0;
   for (const ModalityShape& modality : modalities) {
     if (modality.categorical) softmax.insert(softmax.end(), {begin, modality.n_outputs});
-    output_rows.insert(output_rows.end(), size(modality.n_outputs), row++);
     begin += modality.n_outputs;
   }
   p.n_softmax = static_cast<int>(softmax.size() / 2);
@@ -260,6 +275,7 @@ Layout::Layout(const StepShape& shape, const std::vector<ModalityShape>& modalit
   const std::size_t each = bytes_of(precision);
   const auto rows_of = [&](int n) { return size(share_of(n, 0, spread.blocks).count); };
   std::vector<std::size_t> sizes{rows_of(p.hidden) * size(p.ld_units) * each};
+  if (p.recurrent) sizes.push_back(6 * rows_of(p.hidden) * size(p.ld_hidden) * each);
   for (int layer = 0; layer < p.layers; ++layer) {
     sizes.push_back((rows_of(p.hidden) + rows_of(2 * p.hidden)) * size(p.ld_hidden) * each);
     sizes.push_back(2 * size(p.window) * size(p.ld_head) * sizeof(float));
@@ -290,6 +306,7 @@ void StreamState::reset() {
   std::fill(valid_.begin(), valid_.end(), 0u);
   std::fill(conv_valid_.begin(), conv_valid_.end(), 0u);
   n_valid_ = 0;
+  first_ = true;
   position_ = 0;
 }
 
@@ -318,7 +335,8 @@ void StreamState::write(std::uint8_t* buffer, std::uint32_t sequence, const std:
   header.sequence = sequence;
   header.slot = static_cast<std::int32_t>(slot);
   header.conv_slot = plan_.conv ? static_cast<std::int32_t>(position_ % plan_.conv) : 0;
-  header.flags = (present ? flag_present : 0) | (dry ? flag_dry : 0) | (n_valid_ ? flag_any_valid : 0);
+  header.flags = (present ? flag_present : 0) | (dry ? flag_dry : 0) | (n_valid_ ? flag_any_valid : 0) |
+                 (first_ ? flag_first : 0);
   std::memcpy(buffer, &header, sizeof header);
   float* cosine = reinterpret_cast<float*>(buffer + plan_.in_cosine);
   float* sine = reinterpret_cast<float*>(buffer + plan_.in_sine);
@@ -337,7 +355,13 @@ void StreamState::write(std::uint8_t* buffer, std::uint32_t sequence, const std:
   }
   if (counts) std::memcpy(to, counts, sizeof(std::uint16_t) * static_cast<std::size_t>(plan_.units));
   if (plan_.conv) set(conv_valid_, position_ % plan_.conv, counts != nullptr);
+  first_ = false;
   ++position_;
+}
+
+void StreamState::write_skipped(std::uint8_t* buffer, std::uint32_t sequence) {
+  write(buffer, sequence, nullptr, false);
+  reinterpret_cast<InputHeader*>(buffer)->flags |= flag_skip;
 }
 
 }  // namespace neds::gpu

@@ -19,7 +19,6 @@ struct Spread {
   int blocks;
   int threads;           // a block, a multiple of the lanes
   int lanes;             // of a warp
-  int rows_at_once;      // token rows that a warp multiplies at once
   std::size_t shared;    // bytes of shared memory a block may use
 };
 
@@ -30,11 +29,14 @@ class StreamState {
   StreamState(const Plan& plan, double rope_base);
 
   void reset();
+  // Lost bins that the kernel need not see: all of them without a GRU.
   void skip(std::int64_t n_bins);
 
   // Write the next step's input to `buffer` (plan.in_bytes). Null counts are a lost bin; a dry step
   // is computed as if every unit had fired, and leaves this state as it is.
   void write(std::uint8_t* buffer, std::uint32_t sequence, const std::uint16_t* counts, bool dry);
+  // The same for a lost bin that nobody wants the outputs of.
+  void write_skipped(std::uint8_t* buffer, std::uint32_t sequence);
 
   std::int64_t position() const { return position_; }
 
@@ -45,6 +47,7 @@ class StreamState {
   std::vector<double> frequencies_;  // radians a bin, one for each rotated pair
   std::vector<std::uint32_t> valid_, conv_valid_;
   int n_valid_ = 0;
+  bool first_ = true;  // no bin has moved the GRU's memory
   std::int64_t position_ = 0;
 };
 
@@ -54,7 +57,7 @@ struct Layout {
   Plan plan{};
   std::vector<std::uint8_t> weights;
   std::vector<float> floats;
-  std::vector<std::int32_t> output_rows, softmax;
+  std::vector<std::int32_t> softmax;
   std::vector<Chunk> chunks;
   std::size_t ring_floats = 0, conv_floats = 0;  // of keys (and of values), of embeddings
   std::size_t shared_bytes = 0, staged_bytes = 0;

@@ -1,6 +1,7 @@
 // The phases of one streaming step on a team of blocks: a cluster, or a whole grid.
 //
-//   input       embedding of the counts, convolution, token of the bin
+//   input       embedding of the counts, convolution
+//   GRU         its memory after the bin, the bin's token (without one the input has the token)
 //   a layer     qkv | attention | out | up | down
 //   readout     heads and softmax, by block 0
 //
@@ -19,7 +20,7 @@ namespace neds::gpu {
 // block of the team; publish(offset, value, copy, copies): store to all blocks' shared memory;
 // fetch(offset, n): make what was published readable here; copy(to, from, bytes), commit(),
 // wait(pending): to shared memory while computing goes on; mark(i): take the time.
-template <class Weight, int ROWS, class Team>
+template <class Weight, class Team>
 struct Step {
   const Plan& p;
   Team& team;
@@ -40,7 +41,13 @@ struct Step {
   NEDS_DEVICE void run() {
     begin();
     input();
-    int phase = 1;
+    if (p.recurrent) recall();
+    if (header->flags & flag_skip) {
+      team.wait(0);
+      if (team.index == 0) team.finish(p.done, header->sequence);
+      return;
+    }
+    int phase = p.stem_phases();
     for (int layer = 0; layer < p.layers; ++layer, phase += phases_per_layer) run_layer(layer, phase);
     if (team.index == 0) readout();
   }
@@ -65,8 +72,7 @@ struct Step {
 
   // Start loading every chunk whose turn it is at the beginning of `phase`.
   NEDS_DEVICE void prefetch(int phase) {
-    const int n = 1 + phases_per_layer * p.layers;
-    while (next_chunk < n && chunks()[next_chunk].issue <= phase) {
+    while (next_chunk < p.phases() && chunks()[next_chunk].issue <= phase) {
       load_chunk(next_chunk);
       team.commit();
       ++next_chunk;
@@ -80,18 +86,23 @@ struct Step {
       copy_rows(to, matrices(), p.hidden, p.ld_units);
       return;
     }
-    const int layer = (chunk - 1) / phases_per_layer;
+    if (chunk < p.stem_phases()) {
+      to += copy_rows(to, matrices() + p.w_gates, p.hidden, 3 * p.ld_hidden);
+      copy_rows(to, matrices() + p.w_gates + gates_size(), p.hidden, 3 * p.ld_hidden);
+      return;
+    }
+    const int layer = (chunk - p.stem_phases()) / phases_per_layer;
     const Weight* w = layer_matrices(layer);
-    switch ((chunk - 1) % phases_per_layer) {
+    switch ((chunk - p.stem_phases()) % phases_per_layer) {
       case 0:
         to += copy_rows(to, w, p.hidden, p.ld_hidden);
         copy_rows(to, w + static_cast<std::size_t>(p.hidden) * p.ld_hidden, 2 * p.hidden, p.ld_hidden);
         break;
       case 1: {
-        if (team.index >= p.heads * p.row_parts) break;
+        if (team.index >= p.heads) break;
         const std::size_t bytes = static_cast<std::size_t>(p.window) * p.ld_head * sizeof(float);
-        team.copy(to, ring(p.keys, layer, team.index % p.heads), bytes);
-        team.copy(to + bytes, ring(p.values, layer, team.index % p.heads), bytes);
+        team.copy(to, ring(p.keys, layer, team.index), bytes);
+        team.copy(to + bytes, ring(p.values, layer, team.index), bytes);
         break;
       }
       case 2: copy_rows(to, w + p.w_out, p.hidden, p.ld_hidden); break;
@@ -118,21 +129,19 @@ struct Step {
     vec4* to = reinterpret_cast<vec4*>(s + p.s_input);
     for (std::size_t i = team.thread; i < p.in_bytes / sizeof(vec4); i += team.threads)
       to[i] = team.read_input(from + i);
-    const int n_chunks = 1 + phases_per_layer * p.layers;
-    for (int i = team.thread; i < n_chunks; i += team.threads)
+    for (int i = team.thread; i < p.phases(); i += team.threads)
       reinterpret_cast<Chunk*>(s + p.s_chunks)[i] = p.chunks[i];
-    for (int i = p.s_root + team.thread; i < p.s_stage; i += team.threads) s[i] = 0;
+    for (int i = p.s_counts + team.thread; i < p.s_stage; i += team.threads) s[i] = 0;
     team.block_sync();
     present = (header->flags & flag_present) != 0;
     dry = (header->flags & flag_dry) != 0;
     prefetch(0);
     const std::uint16_t* counts = section<std::uint16_t>(p.in_counts);
     for (int u = team.thread; u < p.units; u += team.threads)
-      s[p.s_root + u] = present ? sqrtf(static_cast<float>(counts[u])) : 0.0f;
-    const float* queries = p.floats + p.f_queries;
-    for (int r = 1; r < p.rows; ++r)
-      for (int i = team.thread; i < p.hidden; i += team.threads)
-        s[p.s_x + r * p.ld_hidden + i] = queries[(r - 1) * p.hidden + i];
+      s[p.s_counts + u] = present ? static_cast<float>(counts[u]) : 0.0f;
+    // The memory is read before the team meets for the first time, and written after that.
+    if (p.recurrent && !(header->flags & flag_first))
+      for (int i = team.thread; i < p.hidden; i += team.threads) s[p.s_memory + i] = p.memory[i];
     await_chunk(0);
     team.start();
     team.mark(0);
@@ -146,36 +155,82 @@ struct Step {
   NEDS_DEVICE void input() {
     const Share share = share_of(p.hidden, team.index, team.count);
     const Weight* w = my_rows(0, matrices(), share, p.ld_units);
-    constexpr int tile = Tile<1>::rows;
-    for (int j = warp * tile; j < share.count; j += warps * tile)
-      multiply<1>(w, p.ld_units, j, share.count, s + p.s_root, 0, 1, lane,
-                  [&](int row, int, float sum, int copy, int copies) {
+    for (int j = warp * tile_rows; j < share.count; j += warps * tile_rows)
+      multiply(w, p.ld_units, j, share.count, s + p.s_counts, lane,
+                  [&](int row, float sum, int copy, int copies) {
                     const int o = share.begin + row;
-                    const float token = embed(o, sum, copy == 0);
-                    team.publish(p.s_x + o, token, copy, copies);
+                    const float e = embed(o, sum, copy == 0);
+                    team.publish(p.s_x + o, p.recurrent ? e : token(o, e), copy, copies);
                   });
     team.sync();
     team.fetch(p.s_x, p.ld_hidden);
     team.mark(1);
   }
 
-  // Feature `o` of the bin's token, from the product of its counts.
+  // Feature `o` of the bin's embedding after the convolution, from the product of its counts.
   NEDS_DEVICE float embed(int o, float product, bool keep) {
     const float e = present ? product + p.floats[p.f_input_bias + o] : 0.0f;
-    float token = e + p.floats[p.f_token + o];
-    if (p.conv) {
-      const std::uint32_t* valid = section<std::uint32_t>(p.in_conv_valid);
-      const float* weight = p.floats + p.f_conv_weight + o;
-      float g = p.floats[p.f_conv_bias + o] + weight[0] * e;
-      for (int tap = 1; tap < p.conv; ++tap) {
-        const int slot = (header->conv_slot - tap + p.conv) % p.conv;
-        if (valid[slot / 32] >> slot % 32 & 1)
-          g += weight[tap * p.hidden] * p.conv_ring[slot * p.ld_hidden + o];
-      }
-      token += gelu(g);
-      if (keep && !dry) p.conv_ring[header->conv_slot * p.ld_hidden + o] = e;
+    if (!p.conv) return e;
+    const std::uint32_t* valid = section<std::uint32_t>(p.in_conv_valid);
+    const float* weight = p.floats + p.f_conv_weight + o;
+    float g = p.floats[p.f_conv_bias + o] + weight[0] * e;
+    for (int tap = 1; tap < p.conv; ++tap) {
+      const int slot = (header->conv_slot - tap + p.conv) % p.conv;
+      if (valid[slot / 32] >> slot % 32 & 1)
+        g += weight[tap * p.hidden] * p.conv_ring[slot * p.ld_hidden + o];
     }
-    return token;
+    if (keep && !dry) p.conv_ring[header->conv_slot * p.ld_hidden + o] = e;
+    return e + gelu(g);
+  }
+
+  // Feature `o` of the bin's token, from what the stem made of its embedding.
+  NEDS_DEVICE float token(int o, float e) const {
+    return present ? e + p.floats[p.f_token + o] : p.floats[p.f_lost + o];
+  }
+
+  // ---- GRU -----------------------------------------------------------------------------------
+
+  NEDS_DEVICE std::size_t gates_size() const {
+    return static_cast<std::size_t>(3 * p.hidden) * p.ld_hidden;
+  }
+
+  // A block has all gates of its features, so it needs no other block for their memory.
+  NEDS_DEVICE void recall() {
+    constexpr int phase = 1;
+    const Share share = share_of(p.hidden, team.index, team.count);
+    const Share gates{3 * share.begin, 3 * share.count};
+    prefetch(phase);
+    await_chunk(phase);
+    team.block_sync();
+    const Weight* w = matrices() + p.w_gates;
+    const std::size_t after = static_cast<std::size_t>(gates.count) * p.ld_hidden * sizeof(Weight);
+    gate(my_rows(phase, w, gates, p.ld_hidden), p.s_x, gates.count, 0);
+    gate(my_rows(phase, w + gates_size(), gates, p.ld_hidden, after), p.s_memory, gates.count, gates.count);
+    team.block_sync();
+    const float *now = s + p.s_gates, *back = now + gates.count;
+    const float *bias = p.floats + p.f_gates + gates.begin, *bias_back = bias + 3 * p.hidden;
+    for (int j = warp; j < share.count; j += warps) {
+      const int o = share.begin + j, i = 3 * j;
+      const float reset = logistic(now[i] + bias[i] + back[i] + bias_back[i]);
+      const float update = logistic(now[i + 1] + bias[i + 1] + back[i + 1] + bias_back[i + 1]);
+      const float candidate = tanhf(now[i + 2] + bias[i + 2] + reset * (back[i + 2] + bias_back[i + 2]));
+      const float memory = candidate + update * (s[p.s_memory + o] - candidate);
+      if (lane == 0 && !dry) p.memory[o] = memory;
+      team.publish(p.s_x2 + o, token(o, s[p.s_x + o] + memory), lane, lanes);
+    }
+    team.sync();
+    x += other_x();
+    team.fetch(x, p.ld_hidden);
+    team.mark(phase + 1);
+  }
+
+  // Products of `n` rows with the vector at `input`, for this block alone.
+  NEDS_DEVICE void gate(const Weight* w, int input, int n, int begin) {
+    for (int j = warp * tile_rows; j < n; j += warps * tile_rows)
+      multiply(w, p.ld_hidden, j, n, s + input, lane,
+                  [&](int row, float sum, int copy, int) {
+                    if (copy == 0) s[p.s_gates + begin + row] = sum;
+                  });
   }
 
   // ---- one layer -----------------------------------------------------------------------------
@@ -183,10 +238,10 @@ struct Step {
   NEDS_DEVICE void run_layer(int layer, int phase) {
     const Weight* w = layer_matrices(layer);
     const float* f = p.floats + p.f_layers + layer * p.f_layer_stride;
-    const int x_size = p.rows * p.ld_hidden;
+    const int x_size = p.ld_hidden;
 
     prefetch(phase);
-    norm_rows(f + p.f_norm1_weight, f + p.f_norm1_bias, phase);
+    norm(f + p.f_norm1_weight, f + p.f_norm1_bias, phase);
     project(w, f, phase);
     team.sync();
     team.mark(phase + 1);
@@ -201,9 +256,9 @@ struct Step {
     prefetch(++phase);
     await_chunk(phase);
     team.block_sync();
-    linear(w + p.w_out, p.hidden, p.ld_hidden, p.s_attended, p.ld_hidden, phase,
-           [&](int o, int r, float sum, int copy, int copies) {
-             const int at = x + r * p.ld_hidden + o;
+    linear(w + p.w_out, p.hidden, p.ld_hidden, p.s_attended, phase,
+           [&](int o, float sum, int copy, int copies) {
+             const int at = x + o;
              team.publish(at + other_x(), s[at] + (sum + f[p.f_out_bias + o]), copy, copies);
            });
     team.sync();
@@ -212,22 +267,22 @@ struct Step {
     team.mark(phase + 1);
 
     prefetch(++phase);
-    norm_rows(f + p.f_norm2_weight, f + p.f_norm2_bias, phase);
-    linear(w + p.w_up, p.mlp, p.ld_hidden, p.s_y, p.ld_hidden, phase,
-           [&](int o, int r, float sum, int copy, int copies) {
+    norm(f + p.f_norm2_weight, f + p.f_norm2_bias, phase);
+    linear(w + p.w_up, p.mlp, p.ld_hidden, p.s_y, phase,
+           [&](int o, float sum, int copy, int copies) {
              const float inner = gelu(sum + f[p.f_up_bias + o]);
-             team.publish(p.s_inner + r * p.ld_mlp + o, inner, copy, copies);
+             team.publish(p.s_inner + o, inner, copy, copies);
            });
     team.sync();
-    team.fetch(p.s_inner, p.rows * p.ld_mlp);
+    team.fetch(p.s_inner, p.ld_mlp);
     team.mark(phase + 1);
 
     prefetch(++phase);
     await_chunk(phase);
     team.block_sync();
-    linear(w + p.w_down, p.hidden, p.ld_mlp, p.s_inner, p.ld_mlp, phase,
-           [&](int o, int r, float sum, int copy, int copies) {
-             const int at = x + r * p.ld_hidden + o;
+    linear(w + p.w_down, p.hidden, p.ld_mlp, p.s_inner, phase,
+           [&](int o, float sum, int copy, int copies) {
+             const int at = x + o;
              team.publish(at + other_x(), s[at] + (sum + f[p.f_down_bias + o]), copy, copies);
            });
     team.sync();
@@ -236,30 +291,26 @@ struct Step {
     team.mark(phase + 1);
   }
 
-  // y = norm(x) for all rows; the phase's chunk is there afterwards.
-  NEDS_DEVICE void norm_rows(const float* weight, const float* bias, int phase) {
-    for (int r = warp; r < p.rows; r += warps)
-      layer_norm(s + x + r * p.ld_hidden, weight, bias, p.hidden, lane,
-                 s + p.s_y + r * p.ld_hidden);
+  // y = norm(x); the phase's chunk is there afterwards.
+  NEDS_DEVICE void norm(const float* weight, const float* bias, int phase) {
+    if (warp == 0) layer_norm(s + x, weight, bias, p.hidden, lane, s + p.s_y);
     await_chunk(phase);
     team.block_sync();
   }
 
-  // This block's rows of a matrix (n, ld) times all token rows at `x`.
+  // This block's rows of a matrix (n, ld) times the vector at `from`.
   template <class F>
-  NEDS_DEVICE void linear(const Weight* matrix, int n, int ld, int x, int ld_x, int phase, const F& f) {
+  NEDS_DEVICE void linear(const Weight* matrix, int n, int ld, int from, int phase, const F& f) {
     const Share share = share_of(n, team.index, team.count);
     const Weight* w = my_rows(phase, matrix, share, ld);
-    constexpr int tile = Tile<ROWS>::rows;
-    for (int j = warp * tile; j < share.count; j += warps * tile)
-      for (int r0 = 0; r0 < p.rows; r0 += ROWS)
-        multiply<ROWS>(w, ld, j, share.count, s + x + r0 * ld_x, ld_x, p.rows - r0, lane,
-                       [&](int row, int r, float sum, int copy, int copies) {
-                         f(share.begin + row, r0 + r, sum, copy, copies);
-                       });
+    for (int j = warp * tile_rows; j < share.count; j += warps * tile_rows)
+      multiply(w, ld, j, share.count, s + from, lane,
+                  [&](int row, float sum, int copy, int copies) {
+                    f(share.begin + row, sum, copy, copies);
+                  });
   }
 
-  // Queries of all rows; keys and values of the bin's own row. Heads are padded to ld_head.
+  // Query, key and value. Heads are padded to ld_head.
   NEDS_DEVICE void project(const Weight* w, const float* f, int phase) {
     const Share q = share_of(p.hidden, team.index, team.count);
     const Share kv = share_of(2 * p.hidden, team.index, team.count);
@@ -267,26 +318,23 @@ struct Step {
     const Weight* w_q = my_rows(phase, w, q, ld);
     const std::size_t after = static_cast<std::size_t>(q.count) * ld * sizeof(Weight);
     const Weight* w_kv = my_rows(phase, w + static_cast<std::size_t>(p.hidden) * ld, kv, ld, after);
-    constexpr int tile = Tile<ROWS>::rows, tile_kv = Tile<1>::rows;
-    const int tasks_q = (q.count + tile - 1) / tile, tasks_kv = (kv.count + tile_kv - 1) / tile_kv;
+    const int tasks_q = (q.count + tile_rows - 1) / tile_rows;
+    const int tasks_kv = (kv.count + tile_rows - 1) / tile_rows;
     for (int task = warp; task < tasks_q + tasks_kv; task += warps) {
-      if (task >= tasks_q) {
-        multiply<1>(w_kv, ld, (task - tasks_q) * tile_kv, kv.count, s + p.s_y, 0, 1, lane,
-                    [&](int row, int, float sum, int copy, int copies) {
+      if (task >= tasks_q)
+        multiply(w_kv, ld, (task - tasks_q) * tile_rows, kv.count, s + p.s_y, lane,
+                    [&](int row, float sum, int copy, int copies) {
                       const int o = kv.begin + row;
                       const int at = o < p.hidden ? padded(o) : ld_q + padded(o - p.hidden);
                       const float bias = f[p.f_qkv_bias + p.hidden + o];
                       team.publish(p.s_kv + at, sum + bias, copy, copies);
                     });
-        continue;
-      }
-      for (int r0 = 0; r0 < p.rows; r0 += ROWS)
-        multiply<ROWS>(w_q, ld, task * tile, q.count, s + p.s_y + r0 * ld, ld, p.rows - r0, lane,
-                       [&](int row, int r, float sum, int copy, int copies) {
-                         const int o = q.begin + row;
-                         const float bias = f[p.f_qkv_bias + o];
-                         team.publish(p.s_q + (r0 + r) * ld_q + padded(o), sum + bias, copy, copies);
-                       });
+      else
+        multiply(w_q, ld, task * tile_rows, q.count, s + p.s_y, lane,
+                    [&](int row, float sum, int copy, int copies) {
+                      const int o = q.begin + row;
+                      team.publish(p.s_q + padded(o), sum + f[p.f_qkv_bias + o], copy, copies);
+                    });
     }
   }
 
@@ -298,44 +346,39 @@ struct Step {
     return base + (static_cast<std::size_t>(layer) * p.heads + head) * p.window * p.ld_head;
   }
 
-  // Items are heads times parts of the token rows, dealt out to the blocks.
+  // The heads are dealt out to the blocks.
   NEDS_DEVICE void attend(int layer, int phase) {
-    for (int item = team.index; item < p.heads * p.row_parts; item += team.count) {
-      const int head = item % p.heads;
-      const Share rows = share_of(p.rows, item / p.heads, p.row_parts);
+    for (int head = team.index; head < p.heads; head += team.count) {
       const float* keys = ring(p.keys, layer, head);
       const float* values = ring(p.values, layer, head);
-      if (item == team.index && chunks()[phase].offset >= 0) {
+      if (head == team.index && chunks()[phase].offset >= 0) {
         keys = reinterpret_cast<const float*>(stage() + chunks()[phase].offset);
         values = keys + static_cast<std::size_t>(p.window) * p.ld_head;
       }
-      for (int r0 = 0; r0 < rows.count; r0 += ROWS) {
-        const int n = rows.count - r0 < ROWS ? rows.count - r0 : ROWS;
-        turn(head, rows.begin + r0, n);
-        if (item < p.heads && r0 == 0) remember(layer, head);
-        score(keys, n);
-        soften(n);
-        mix(values, n);
-        gather(head, rows.begin + r0, n);
-      }
+      turn(head);
+      remember(layer, head);
+      score(keys);
+      soften();
+      mix(values);
+      gather(head);
     }
   }
 
-  // Rotate queries (scaled by 1 / sqrt(head_dim)) and the new key by the bin's position.
-  NEDS_DEVICE void turn(int head, int row, int n) {
+  // Rotate the query (scaled by 1 / sqrt(head_dim)) and the new key by the bin's position.
+  NEDS_DEVICE void turn(int head) {
     const int half = p.head_dim / 2, ld_q = p.heads * p.ld_head, at = head * p.ld_head;
     const float* cosine = section<float>(p.in_cosine);
     const float* sine = section<float>(p.in_sine);
     const float scale = inverse_root(static_cast<float>(p.head_dim));
     team.fetch_part(p.s_kv + at, p.ld_head);
     team.fetch_part(p.s_kv + ld_q + at, p.ld_head);
-    for (int r = 0; r < n; ++r) team.fetch_part(p.s_q + (row + r) * ld_q + at, p.ld_head);
-    team.block_sync();  // of what was fetched, and of the last item's reading
-    for (int i = team.thread; i < (n + 1) * half; i += team.threads) {
-      const int r = i / half, j = i % half;
-      const bool key = r == n;
-      const float* from = s + (key ? p.s_kv : p.s_q + (row + r) * ld_q) + at;
-      float* to = s + (key ? p.s_own : p.s_query + r * p.ld_head);
+    team.fetch_part(p.s_q + at, p.ld_head);
+    team.block_sync();  // of what was fetched, and of the last head's reading
+    for (int i = team.thread; i < 2 * half; i += team.threads) {
+      const bool key = i >= half;
+      const int j = key ? i - half : i;
+      const float* from = s + (key ? p.s_kv : p.s_q) + at;
+      float* to = s + (key ? p.s_own : p.s_query);
       const float a = from[j], b = from[j + half], size = key ? 1.0f : scale;
       to[j] = size * (a * cosine[j] - b * sine[j]);
       to[j + half] = size * (b * cosine[j] + a * sine[j]);
@@ -345,8 +388,8 @@ struct Step {
     team.block_sync();
   }
 
-  // Keep the new key and value for the bins to come. Another block of the head may be copying the
-  // ring meanwhile: whatever it gets in this slot it does not use, having the new ones of its own.
+  // Keep the new key and value for the bins to come. What was staged of this slot is not used: the
+  // new ones are at hand.
   NEDS_DEVICE void remember(int layer, int head) {
     if (!present || dry) return;
     const std::size_t at = static_cast<std::size_t>(header->slot) * p.ld_head;
@@ -369,34 +412,26 @@ struct Step {
     return section<std::uint32_t>(p.in_valid)[slot / 32] >> slot % 32 & 1;
   }
 
-  NEDS_DEVICE void score(const float* keys, int n) {
+  NEDS_DEVICE void score(const float* keys) {
     const int share = lanes_per_slot(), each = lanes / share, sub = lane % share;
     for (int first = warp * each; first < p.window; first += warps * each) {
       const int slot = first + lane / share;
       const int held = slot < p.window ? slot : p.window - 1;
       const float* key = held == header->slot ? s + p.s_own : keys + held * p.ld_head;
-      float sums[ROWS] = {};
-      for (int i = sub * 4; i < p.ld_head; i += share * 4) {
-        const vec4 k = load4(key + i);
-        NEDS_UNROLL
-        for (int r = 0; r < ROWS; ++r)
-          if (r < n) sums[r] = dot4(k, load4(s + p.s_query + r * p.ld_head + i), sums[r]);
-      }
-      NEDS_UNROLL
-      for (int r = 0; r < ROWS; ++r) {
-        for (int mask = share / 2; mask > 0; mask /= 2) sums[r] += exchange(sums[r], mask);
-        if (sub == 0 && slot < p.window && r < n)
-          s[p.s_scores + r * p.ld_scores + slot] = valid(slot) ? sums[r] : -INFINITY;
-      }
+      float sum = 0;
+      for (int i = sub * 4; i < p.ld_head; i += share * 4)
+        sum = dot4(load4(key + i), load4(s + p.s_query + i), sum);
+      for (int mask = share / 2; mask > 0; mask /= 2) sum += exchange(sum, mask);
+      if (sub == 0 && slot < p.window) s[p.s_scores + slot] = valid(slot) ? sum : -INFINITY;
     }
     team.block_sync();
   }
 
-  // Scores become e^(score - largest); the sums' inverses are kept, 0 where nothing is attended to.
-  NEDS_DEVICE void soften(int n) {
+  // Scores become e^(score - largest); their sum's inverse is kept, 0 where nothing is attended to.
+  NEDS_DEVICE void soften() {
     const bool some = (header->flags & flag_any_valid) != 0;
-    for (int r = warp; r < n; r += warps) {
-      float* scores = s + p.s_scores + r * p.ld_scores;
+    if (warp == 0) {
+      float* scores = s + p.s_scores;
       float largest = -INFINITY;
       for (int i = lane; i < p.window; i += lanes) largest = fmaxf(largest, scores[i]);
       largest = some ? warp_max(largest) : 0.0f;
@@ -406,52 +441,44 @@ struct Step {
         sum += scores[i];
       }
       sum = warp_sum(sum);
-      if (lane == 0) s[p.s_inverse + r] = some ? 1.0f / sum : 0.0f;
+      if (lane == 0) s[p.s_inverse] = some ? 1.0f / sum : 0.0f;
     }
     team.block_sync();
   }
 
-  // Each warp's part of the weighted sum of values, [warp][row][ld_head].
-  NEDS_DEVICE void mix(const float* values, int n) {
+  // Each warp's part of the weighted sum of values, [warp][ld_head].
+  NEDS_DEVICE void mix(const float* values) {
     const int share = lanes_per_slot(), each = lanes / share, sub = lane % share;
     for (int base = 0; base < p.ld_head; base += share * 4) {
       const bool inside = base + sub * 4 < p.ld_head;  // all lanes take part in the exchanges
       const int i = inside ? base + sub * 4 : 0;
-      vec4 sums[ROWS] = {};
+      vec4 sum = {};
       for (int slot = warp * each + lane / share; slot < p.window; slot += warps * each) {
         const float* value = slot == header->slot ? s + p.s_own + p.ld_head : values + slot * p.ld_head;
         const vec4 v = load4(value + i);
-        NEDS_UNROLL
-        for (int r = 0; r < ROWS; ++r) {
-          const float weight = r < n ? s[p.s_scores + r * p.ld_scores + slot] : 0.0f;
-          sums[r].x += weight * v.x;
-          sums[r].y += weight * v.y;
-          sums[r].z += weight * v.z;
-          sums[r].w += weight * v.w;
-        }
+        const float weight = s[p.s_scores + slot];
+        sum.x += weight * v.x;
+        sum.y += weight * v.y;
+        sum.z += weight * v.z;
+        sum.w += weight * v.w;
       }
-      NEDS_UNROLL
-      for (int r = 0; r < ROWS; ++r) {
-        for (int mask = lanes / 2; mask >= share; mask /= 2) {
-          sums[r].x += exchange(sums[r].x, mask);
-          sums[r].y += exchange(sums[r].y, mask);
-          sums[r].z += exchange(sums[r].z, mask);
-          sums[r].w += exchange(sums[r].w, mask);
-        }
-        if (inside && lane < share && r < n)
-          *reinterpret_cast<vec4*>(s + p.s_parts + (warp * ROWS + r) * p.ld_head + i) = sums[r];
+      for (int mask = lanes / 2; mask >= share; mask /= 2) {
+        sum.x += exchange(sum.x, mask);
+        sum.y += exchange(sum.y, mask);
+        sum.z += exchange(sum.z, mask);
+        sum.w += exchange(sum.w, mask);
       }
+      if (inside && lane < share)
+        *reinterpret_cast<vec4*>(s + p.s_parts + warp * p.ld_head + i) = sum;
     }
     team.block_sync();
   }
 
-  NEDS_DEVICE void gather(int head, int row, int n) {
-    for (int i = team.thread; i < n * p.head_dim; i += team.threads) {
-      const int r = i / p.head_dim, j = i % p.head_dim;
+  NEDS_DEVICE void gather(int head) {
+    for (int i = team.thread; i < p.head_dim; i += team.threads) {
       float sum = 0;
-      for (int part = 0; part < warps; ++part) sum += s[p.s_parts + (part * ROWS + r) * p.ld_head + j];
-      const int at = p.s_attended + (row + r) * p.ld_hidden + head * p.head_dim + j;
-      team.publish(at, sum * s[p.s_inverse + r], 0, 1);
+      for (int part = 0; part < warps; ++part) sum += s[p.s_parts + part * p.ld_head + i];
+      team.publish(p.s_attended + head * p.head_dim + i, sum * s[p.s_inverse], 0, 1);
     }
   }
 
@@ -460,13 +487,11 @@ struct Step {
   NEDS_DEVICE void readout() {
     const float* f = p.floats;
     team.block_sync();
-    for (int r = warp; r < p.rows; r += warps)
-      layer_norm(s + x + r * p.ld_hidden, f + p.f_norm_weight, f + p.f_norm_bias, p.hidden, lane,
-                 s + p.s_y + r * p.ld_hidden);
+    if (warp == 0) layer_norm(s + x, f + p.f_norm_weight, f + p.f_norm_bias, p.hidden, lane, s + p.s_y);
     team.block_sync();
     for (int o = warp; o < p.n_outputs; o += warps) {
       const float* w = f + p.f_head_weight + static_cast<std::size_t>(o) * p.ld_hidden;
-      const float* y = s + p.s_y + p.output_rows[o] * p.ld_hidden;
+      const float* y = s + p.s_y;
       float sum = 0;
       for (int k = lane * 4; k < p.ld_hidden; k += lanes * 4) sum = dot4(load4(w + k), load4(y + k), sum);
       sum = warp_sum(sum);
@@ -479,7 +504,7 @@ struct Step {
     if (!dry)
       for (int o = team.thread; o < p.n_outputs; o += team.threads) p.outputs[o] = p.raw[o];
     team.finish(p.done, header->sequence);
-    team.mark(2 + phases_per_layer * p.layers);
+    team.mark(1 + p.phases());
   }
 
   NEDS_DEVICE void make_probabilities(float* x, int n) {

@@ -20,6 +20,8 @@ struct InputHeader {
 inline constexpr std::uint32_t flag_present = 1;    // the bin was recorded
 inline constexpr std::uint32_t flag_dry = 2;        // leave rings and outputs as they are
 inline constexpr std::uint32_t flag_any_valid = 4;  // some slot can be attended to
+inline constexpr std::uint32_t flag_first = 8;      // the GRU's memory is still zero
+inline constexpr std::uint32_t flag_skip = 16;      // move the states on, give no outputs
 
 // A piece of weights (or of keys and values) that a block needs in one phase, and where in its
 // shared memory it is staged: loaded at the beginning of phase `issue`, `offset` < 0 if never.
@@ -33,31 +35,31 @@ inline constexpr int phases_per_layer = 5;
 
 struct Plan {
   int units, hidden, layers, heads, head_dim, mlp, window, conv;
-  int rows;       // token rows; row 0 is the bin's own token, the only one that others attend to
+  bool recurrent;
   int n_outputs;
   int n_softmax;  // ranges of outputs that are probabilities
-  int row_parts;  // into how many parts the rows of a head are split for attention
   int ld_units, ld_hidden, ld_mlp;  // padded to a multiple of 8
   int ld_head;                      // padded to a multiple of 4
 
-  // Matrices, in elements of their type: input (hidden, units), then the layers.
+  // Matrices, in elements of their type: input (hidden, units), the GRU's of the bin and of the
+  // memory, each (hidden, 3 gates, hidden), then the layers.
   const void* weights;
-  std::size_t w_layers, w_layer_stride, w_out, w_up, w_down;  // qkv is at the layer's begin
+  std::size_t w_gates, w_layers, w_layer_stride, w_out, w_up, w_down;  // qkv is at the layer's begin
 
   // Everything that stays in float, as offsets from `floats`.
   const float* floats;
-  std::size_t f_input_bias, f_token, f_queries, f_conv_weight, f_conv_bias, f_norm_weight,
+  std::size_t f_input_bias, f_token, f_lost, f_conv_weight, f_conv_bias, f_gates, f_norm_weight,
       f_norm_bias, f_head_weight, f_head_bias, f_layers, f_layer_stride;
   std::size_t f_norm1_weight, f_norm1_bias, f_qkv_bias, f_out_bias, f_norm2_weight, f_norm2_bias,
       f_up_bias, f_down_bias;  // from the layer's begin
 
-  const std::int32_t* output_rows;  // [n_outputs] the token row that each output reads
-  const std::int32_t* softmax;      // [n_softmax][2] first output and number of outputs
-  const Chunk* chunks;              // [1 + phases_per_layer * layers]
+  const std::int32_t* softmax;  // [n_softmax][2] first output and number of outputs
+  const Chunk* chunks;          // [phases()]
 
   float* keys;       // [layers][heads][window][ld_head], rotated
   float* values;     // likewise
   float* conv_ring;  // [conv][ld_hidden], embeddings of the last bins
+  float* memory;     // [ld_hidden] of the GRU
   float* raw;        // [n_outputs] scratch
 
   const std::uint8_t* input;  // InputHeader and what follows
@@ -69,9 +71,19 @@ struct Plan {
   long long* marks;              // clock at the end of each phase of block 0, or null
 
   // Offsets in a block's shared memory, in floats.
-  int s_input, s_chunks, s_root, s_x, s_x2, s_y, s_q, s_kv, s_attended, s_inner, s_query, s_own,
+  int s_input, s_chunks, s_counts, s_memory, s_gates, s_x, s_x2, s_y, s_q, s_kv, s_attended, s_inner, s_query, s_own,
       s_scores, s_parts, s_inverse, s_stage;
   int ld_scores;
+
+#ifdef __CUDACC__
+  __host__ __device__
+#endif
+  int phases() const { return stem_phases() + phases_per_layer * layers; }  // with weights
+
+#ifdef __CUDACC__
+  __host__ __device__
+#endif
+  int stem_phases() const { return recurrent ? 2 : 1; }  // input, GRU
 };
 
 // The share of block `block` of `n` rows that are dealt out in runs of equal length.

@@ -1,4 +1,4 @@
-// What one warp does by itself: products of weight rows with token rows, sums, norms.
+// What one warp does by itself: products of weight rows with a vector, sums, norms.
 #pragma once
 
 #include "shim.hpp"
@@ -22,6 +22,8 @@ NEDS_DEVICE float gelu(float x) {
   const float u = x * (1.5957691216057308f + 0.07135481282553506f * (x * x));
   return x / (1.0f + exponential(-u));
 }
+
+NEDS_DEVICE float logistic(float x) { return 1.0f / (1.0f + exponential(-x)); }
 
 // Sum each of N values (a power of two up to the lanes) over the warp and call
 // f(i, sum, copy, copies) for each i once per copy, where the copies are lanes that share the work
@@ -51,45 +53,26 @@ NEDS_DEVICE void sum_and_spread(float (&values)[N], int lane, const F& f) {
 #endif
 }
 
-// How many weight rows a warp multiplies at once with ROWS token rows, and the values that gives,
-// as a power of two.
-template <int ROWS>
-struct Tile {
-  static constexpr int rows = ROWS == 1 ? 4 : ROWS <= 2 ? 4 : ROWS <= 5 ? 3 : 2;
-  static constexpr int values = ROWS == 1 ? 4 : ROWS == 2 ? 8 : 16;
-  static_assert(rows * ROWS <= values);
-};
+inline constexpr int tile_rows = 4;  // weight rows that a warp multiplies at once
 
-// Rows `first` .. of a matrix (n, ld) times ROWS vectors (stride ld_x, floats, in shared memory);
-// f(row of the matrix, token row, sum, copy, copies) for each product. `n_rows` <= ROWS is the
-// number of vectors there are; the others repeat the last and are dropped, as rows beyond n are.
-template <int ROWS, class Weight, class F>
-NEDS_DEVICE void multiply(const Weight* matrix, int ld, int first, int n, const float* x, int ld_x,
-                          int n_rows, int lane, const F& f) {
-  constexpr int tile = Tile<ROWS>::rows, values = Tile<ROWS>::values;
-  const Weight* weight[tile];
-  const float* vector[ROWS];
+// Rows `first` .. of a matrix (n, ld) times the vector x (floats, in shared memory);
+// f(row of the matrix, sum, copy, copies) for each product. Rows beyond n are dropped.
+template <class Weight, class F>
+NEDS_DEVICE void multiply(const Weight* matrix, int ld, int first, int n, const float* x, int lane,
+                          const F& f) {
+  const Weight* weight[tile_rows];
   NEDS_UNROLL
-  for (int j = 0; j < tile; ++j)
+  for (int j = 0; j < tile_rows; ++j)
     weight[j] = matrix + static_cast<std::size_t>(first + j < n ? first + j : n - 1) * ld;
-  NEDS_UNROLL
-  for (int r = 0; r < ROWS; ++r) vector[r] = x + (r < n_rows ? r : n_rows - 1) * ld_x;
-  float sums[values] = {};
+  float sums[tile_rows] = {};
   NEDS_UNROLL_TWICE
   for (int k = lane * 4; k < ld; k += lanes * 4) {
-    vec4 w[tile];
+    const vec4 v = load4(x + k);
     NEDS_UNROLL
-    for (int j = 0; j < tile; ++j) w[j] = load4(weight[j] + k);
-    NEDS_UNROLL
-    for (int r = 0; r < ROWS; ++r) {
-      const vec4 v = load4(vector[r] + k);
-      NEDS_UNROLL
-      for (int j = 0; j < tile; ++j) sums[j * ROWS + r] = dot4(w[j], v, sums[j * ROWS + r]);
-    }
+    for (int j = 0; j < tile_rows; ++j) sums[j] = dot4(load4(weight[j] + k), v, sums[j]);
   }
-  sum_and_spread<values>(sums, lane, [&](int i, float sum, int copy, int copies) {
-    const int j = i / ROWS, r = i % ROWS;
-    if (j < tile && first + j < n && r < n_rows) f(first + j, r, sum, copy, copies);
+  sum_and_spread<tile_rows>(sums, lane, [&](int j, float sum, int copy, int copies) {
+    if (first + j < n) f(first + j, sum, copy, copies);
   });
 }
 
