@@ -7,9 +7,10 @@ import torch
 from neds.batches import Sampler, collate, draw_rows, step_generator
 from neds.config import ModelConfig, TrainConfig
 from neds.dataset import describe, to_recording
+from neds.losses import draw_inputs, masked_losses, training_loss
 from neds.model import BehaviourSpec, Neds, SessionSpec
 from neds.processes import Processes
-from neds.train import build_model, draw_inputs, masked_losses, training_loss
+from neds.train import build_model
 from tests.neds.conftest import make_session
 
 VELOCITY = BehaviourSpec("velocity", "continuous", 2)
