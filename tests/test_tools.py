@@ -2,12 +2,15 @@
 
 import importlib
 import json
-import sys
+import re
 from pathlib import Path
 
 import pytest
 
 from neds_rt.errors import BadInput
+from tools.tables import accuracy, compared, speed
+from tools.tables.page import read_result, replace_block
+from tools.tables.rows import pool
 
 ROOT = Path(__file__).parents[1]
 
@@ -17,26 +20,63 @@ def tables():
     return importlib.import_module("tools.make_tables")
 
 
-@pytest.fixture
-def pictures(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
-    yield importlib.import_module("make_pictures")
-    for name in ("make_pictures", "make_tables"):
-        sys.modules.pop(name, None)
+@pytest.fixture(scope="module")
+def pictures():
+    return importlib.import_module("tools.make_pictures")
 
 
-def accuracy_result():
-    values = {
-        ("b", "ridge", 0): 0.5, ("a", "ridge", 0): 0.6,
-        ("b", "gru", 101): 0.7, ("b", "gru", 102): 0.72,
-        ("b", "neds", 101): 0.70, ("b", "neds", 102): 0.74,
-        ("a", "neds", 101): 0.80, ("a", "neds", 102): 0.80,
-    }
-    rows = [{"session": s, "model": m, "seed": seed, "modality": "velocity", "metric": "r2",
-             "value": v} for (s, m, seed), v in values.items()]
-    rows.append({**rows[0], "metric": "correlation", "value": 0.123})
-    rows.append({**rows[0], "session": "c", "value": float("nan")})
-    return {"rows": rows, "commit": "0123456789abcdef"}
+def row(model, session, value, key="velocity.r2", seed=101, **more):
+    modality, metric = key.split(".")
+    return {"session": session, "model": model, "seed": seed, "modality": modality,
+            "metric": metric, "value": value, "seconds": 10.0, **more}
+
+
+def result(*rows, file="within-made.json", device="cpu"):
+    return {"rows": list(rows), "commit": "0123456789abcdef", "file": file,
+            "command": f"python bench/accuracy.py --device {device}"}
+
+
+def alone_result():
+    """Sessions trained alone, as accuracy-*.json has them."""
+    return result(
+        row("ridge", "b", 0.5, seed=0), row("ridge", "a", 0.6, seed=0),
+        row("gru", "b", 0.7), row("gru", "b", 0.72, seed=102),
+        row("neds", "b", 0.70), row("neds", "b", 0.74, seed=102),
+        row("neds", "a", 0.80), row("neds", "a", 0.80, seed=102),
+        row("ridge", "b", 0.123, "velocity.correlation", seed=0),
+        row("ridge", "c", float("nan"), seed=0), row("ridge", "d", None, seed=0),
+        file="accuracy-made.json",
+    )
+
+
+def within_result():
+    """NEDS on all sessions with two seeds, NEDS and a GRU with one, ridge on a part."""
+    rows = [row("neds", s, v + 0.02 * (seed - 101), seed=seed)
+            for seed in (101, 102) for s, v in (("a", 0.8), ("b", 0.7))]
+    rows += [row("neds_single", "a", 0.7), row("neds_single", "b", 0.72), row("linear", "a", 0.9)]
+    rows += [row("gru", "a", 0.6), row("gru", "b", 0.7)]
+    rows += [row("neds", s, v, "spikes.bps_pooled", seed) for seed in (101, 102)
+             for s, v in (("a", 0.09), ("b", 0.11))]
+    return result(*rows, device="cuda")
+
+
+def forms_result():
+    """Variants with the first seed only, one of them on one session, and unimodal models."""
+    rows = [row("neds_sqrt", "a", 0.79), row("neds_sqrt", "b", 0.69),
+            row("neds_sqrt", "a", 0.10, "spikes.bps_pooled"),
+            row("neds_sqrt", "b", 0.12, "spikes.bps_pooled"),
+            row("neds_no_encoding", "a", 0.81), row("neds_no_encoding", "b", 0.71),
+            row("glm", "a", 0.04, "spikes.bps_pooled"), row("glm", "b", 0.06, "spikes.bps_pooled"),
+            row("neds_decoding", "a", -0.5, "spikes.bps_pooled"), row("neds_decoding", "a", 0.7),
+            row("neds_decoding", "b", 0.7)]
+    return result(*rows, file="forms-made.json")
+
+
+def new_session_result():
+    rows = [row(model, s, v + a / 1000, seed=seed, calibration_s=a, adapt_s=2.0)
+            for model, v in (("ridge_pretrained", 0.3), ("neds", 0.6)) for seed in (101, 102)
+            for s in ("a", "b") for a in (0.0, 30.0, -1.0)]
+    return result(*rows, file="new-session-made.json")
 
 
 def latency_result():
@@ -55,18 +95,46 @@ def latency_result():
     }
 
 
+def gpu_result():
+    step = {"steps": 9, "p50": 181.9, "p99": 190.7, "p999": 207.0, "max": 1724.0}
+    engine = {"model": "2.9M", "parameters": 2792967, "engine": "cuda", "form": "step",
+              "precision": "float32", "parity": 1.08e-6, "step_us": step}
+    return {
+        "gpu": {"name": "Made GPU"},
+        "tests": [{"check": "one", "error": 1e-7},
+                  {"error": "ended with 1\nFAILED tests/x.py::test_wide[a] - why\n"}],
+        "engines": [engine, {**engine, "engine": "native (CPU)", "form": "window", "parity": 0.0},
+                    {"error": "no such engine"}],
+        "paced": [{**step, "model": "2.9M", "engine": "cuda", "precision": "float32",
+                   "period_s": 0.02, "warm_every_s": 0.001}],
+    }
+
+
+def throughput_result():
+    def rate(x):
+        return {"median": x, "min": x / 2, "max": 2 * x}
+
+    return {
+        "device": "cpu", "data": "synthetic", "units": [200, 450], "recipe": "single", "set": [],
+        "sizes": {"batch": 16, "bins": 100, "hidden": 256, "layers": 5},
+        "models": {name: {"parameters": {"total": 1234567}, "samples_per_s": rate(x)}
+                   for name, x in (("reference", 5.0), ("neds", 250.0))},
+        "speedup": {"neds": rate(50.0)},
+    }
+
+
 README = """# Title
 
-<!-- accuracy: to come -->
-| old | table |
-|---|---|
-| x | – |
+<!-- within: to come -->
+Not measured yet.
+<!-- end: within -->
 
 Words between.
 
 <!-- latency: to come -->
 | old |
 |---|
+<!-- end: latency -->
 
 Words after | with a bar.
 """
@@ -75,7 +143,7 @@ Words after | with a bar.
 @pytest.fixture
 def folder(tmp_path):
     (tmp_path / "README.md").write_text(README)
-    (tmp_path / "accuracy-made.json").write_text(json.dumps(accuracy_result(), indent=1))
+    (tmp_path / "accuracy-made.json").write_text(json.dumps(alone_result(), indent=1))
     # Kept as printed: JSON is the last line.
     (tmp_path / "latency.json").write_text("words first\n" + json.dumps(latency_result()) + "\n")
     return tmp_path
@@ -85,28 +153,129 @@ def run(module, folder, *words):
     return module.main(["--results", str(folder), *words])
 
 
+def lines_of(text):
+    return [line for line in text.splitlines() if line.startswith("|")]
+
+
 def test_tables_are_written_between_the_words(tables, folder):
     readme = folder / "README.md"
     for _ in range(2):  # again gives the same
         assert run(tables, folder, "--readme", str(readme)) == 0
         text = readme.read_text()
-        accuracy = [line for line in text.splitlines() if line.startswith("|")][:5]
-        assert accuracy == [
+        assert lines_of(text)[:5] == [
             "| velocity R² | ridge | GRU | NEDS |",
             "| --- | --: | --: | --: |",
             "| a | 0.600 | – | 0.800 ± 0.000 |",
             "| b | 0.500 | 0.710 ± 0.014 | 0.720 ± 0.028 |",
             "| **mean of 2 sessions** | **0.550** | – | **0.760 ± 0.014** |",
         ]
-        assert "<!-- accuracy: from bench/results (accuracy-made.json at 0123456789ab)" in text
-        assert "Words between.\n\n<!-- latency: " in text
-        assert text.endswith("\nWords after | with a bar.\n")
+        assert "<!-- within: from bench/results (accuracy-made.json at 0123456789ab)" in text
+        assert "<!-- end: within -->\n\nWords between.\n\n<!-- latency: " in text
+        assert text.endswith("<!-- end: latency -->\n\nWords after | with a bar.\n")
         assert "old" not in text
+        assert "Not measured yet" not in text
     assert [p.name for p in folder.glob(".*")] == []
 
 
-def test_latency_has_a_row_per_figure_in_milliseconds(tables):
-    lines = tables.latency_table([latency_result()]).splitlines()
+def test_sessions_together_take_the_place_of_sessions_alone(tables, folder):
+    (folder / "within-made.json").write_text(json.dumps(within_result()))
+    assert run(tables, folder, "--readme", str(folder / "README.md")) == 0
+    text = (folder / "README.md").read_text()
+    assert "accuracy-made" not in text
+    assert "NEDS, each session alone: above on 1 of 2 sessions, mean difference +0.050" in text
+    assert lines_of(text)[:6] == [
+        "| model | velocity R² | sessions | seeds | fit, s |",
+        "| --- | --: | --: | --: | --: |",
+        # Its one session is the best of all, and compares with nothing.
+        "| ridge or logistic, each session alone | – | 1 of 2 | 1 | 10 (GPU) |",
+        # One fit of all sessions takes what its rows say, fits of each session their sum.
+        "| **NEDS, all sessions** | **0.760 ± 0.014** | **2** | **2** | **10 (GPU)** |",
+        "| NEDS, each session alone | 0.710 | 2 | 1 | 20 (GPU) |",
+        "| GRU, all sessions | 0.650 | 2 | 1 | 10 (GPU) |",
+    ]
+    assert "| a | 0.900 | 0.810 | 0.700 | 0.600 |" in text[text.index("<details>"):]
+
+
+def test_variants_are_compared_where_both_were_run():
+    scores = pool([within_result(), forms_result()], ["neds", "neds_sqrt"])
+    assert lines_of(compared.variants_table(scores)) == [
+        "| variant | velocity R² | bits per spike, pooled | sessions | seeds |",
+        "| --- | --: | --: | --: | --: |",
+        "| **NEDS, all sessions** | **0.760 ± 0.014** | **0.100 ± 0.000** | **2** | **2** |",
+        "| square root of counts | -0.010 | +0.010 | 2 | 1 |",
+    ]
+    assert compared.variants_table(pool([forms_result()], ["neds", "neds_sqrt"])) == ""
+
+
+def test_files_of_several_protocols_give_each_table_its_models(tables, tmp_path):
+    for made in (within_result(), forms_result(), new_session_result()):
+        (tmp_path / made["file"]).write_text(json.dumps(made))
+    found = tables.blocks(tmp_path)
+    assert set(found) == {"within", "encoding", "forms", "masking", "new-session"}
+    assert [r["file"] for r in found["masking"][1]] == ["within-made.json", "forms-made.json"]
+    assert [r["file"] for r in found["within"][1]] == ["within-made.json"]
+    assert "without `encoding` | +0.010 |" in found["masking"][0]
+    encoding = found["encoding"][0]
+    assert "NEDS explains 2.00 times the bits of the GLM" in encoding
+    # What a model was never trained for is not held against it.
+    assert "| NEDS, decoding only | – | 0.700 | 2 | 1 |" in encoding
+
+
+def test_data_sets_have_a_table_each(tables, tmp_path):
+    for name in ("one", "two"):
+        made = json.dumps(within_result())
+        (tmp_path / f"within-{name}-gru.json").write_text(made)
+    text, used = tables.blocks(tmp_path)["within"]
+    assert len(used) == 2
+    assert re.findall(r"^\*\*(\w+)\*\*$", text, re.M) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("within-indy.json", "indy"), ("forms-indy-more.json", "indy"), ("accuracy-indy.json", "indy"),
+     ("new-session-indy.json", "indy"), ("steinmetz-within.json", "steinmetz")],
+)
+def test_a_file_is_named_after_its_data_set(tables, file, name):
+    assert tables.data_set(file) == name
+
+
+def test_rows_found_twice_count_once_unless_they_differ():
+    assert len(pool([within_result(), within_result()])) == len(pool([within_result()]))
+    other = result(row("neds", "a", 0.5), file="within-other.json")
+    with pytest.raises(BadInput, match=r"within-other.json: neds, a, velocity.r2: found 0.5"):
+        pool([within_result(), other])
+
+
+def test_new_sessions_by_amount_of_data():
+    lines = lines_of(accuracy.new_session_table(pool([new_session_result()])))
+    assert lines[0] == "| 2 sessions, after | 0 s | 30 s | all |"
+    assert lines[2].startswith("| velocity R², ridge by channel | 0.300 ± 0.000 | 0.330 ± 0.000 |")
+    assert lines[3].startswith("| **velocity R², NEDS** | **0.600 ± 0.000** |")
+    assert lines[5] == "| seconds to adapt, NEDS | 2.0 | 2.0 | 2.0 |"
+
+
+def test_trials_of_sessions_trained_on_and_left_out():
+    key = "stimulus.trial_balanced_accuracy"
+    rows = [row("linear", "a", 0.6, key), row("neds", "a", 0.7, key),
+            row("neds", "b", 0.65, key, calibration_s=-1.0), row("neds", "a", 0.1)]
+    lines = lines_of(accuracy.discrete_table(pool([result(*rows)])))
+    assert lines[0] == "| model | stimulus balanced accuracy | sessions | seeds |"
+    assert lines[2:4] == ["| ridge or logistic, each session alone | 0.600 | 1 | 1 |",
+                          "| **NEDS, all sessions** | **0.700** | **1** | **1** |"]
+    assert "NEDS, on sessions left out, after all" in lines[4]
+
+
+def test_what_was_tried_names_the_row_it_changes():
+    variants = [{"name": "x", "what": "plain", "on": None, "velocity.r2": 0.5},
+                {"name": "y", "what": "better", "on": "x", "velocity.r2": 0.6}]
+    lines = lines_of(compared.tried_table([{"sessions": 3, "part": "validation", "seed": 0,
+                                            "device": "CPU", "variants": variants}]))
+    assert lines[2:] == ["| 1. plain | – | 0.500 | – | – |",
+                         "| 2. better | row 1 | 0.600 | – | – |"]
+
+
+def test_latency_has_a_row_per_figure_in_milliseconds():
+    lines = speed.latency_table([latency_result()]).splitlines()
     assert lines[0].startswith("| 600 units, width 128, 5 layers, window 100; milliseconds |")
     assert lines[2] == "| echo, arrival to publish | 0.120 | 0.240 | 0.360 | 0.480 |"
     assert lines[3] == "| native, arrival to publish | 0.400 | 0.800 | 1.200 | 1.600 |"
@@ -118,19 +287,38 @@ def test_latency_has_a_row_per_figure_in_milliseconds(tables):
     assert lines[8].startswith("| eager torch recomputing the window, service | 45.000 |")
 
 
-def test_several_sets_have_a_mean_each(tables):
-    results = [{**accuracy_result(), "name": name} for name in ("one", "two")]
-    text = tables.accuracy_table(results, "velocity.r2")
-    assert "mean of 2 sessions, one" in text
-    assert "mean of 2 sessions, two" in text
-    with pytest.raises(BadInput, match=r"wheel\.r2"):
-        tables.accuracy_table(results, "wheel.r2")
+def test_gpu_figures_come_with_what_failed():
+    text = speed.gpu_table([gpu_result()])
+    assert text.startswith("Made GPU; model 2.9M (2,792,967 parameters); largest difference ")
+    assert "in 1 checks: 1e-07; tests that failed: `test_wide[a]`." in text
+    assert lines_of(text)[2:] == [
+        "| cuda | float32 | 182 | 191 | 207 | 1724 | 1e-06 |",
+        "| native (CPU), window recomputed | float32 | 182 | 191 | 207 | 1724 | – |",
+        "| cuda, one every 20 ms, kept warm every 1 ms | float32 | 182 | 191 | 207 | 1724 | – |",
+    ]
+
+
+def test_throughput_and_memory():
+    text = speed.throughput_table([throughput_result()])
+    assert text.startswith("cpu, 2 synthetic sessions of 200 to 450 units, batch 16 of 100 bins")
+    assert lines_of(text)[2:] == [
+        "| paper's implementation | 1,234,567 | 5.0 (2.5 to 10.0) | – |",
+        "| NEDS | 1,234,567 | 250 (125 to 500) | 50.00 |",
+    ]
+    runs = [{"sessions": n, "files_mb": n, "peak_mb": 400.4, "anonymous_mb": 300,
+             "parameters_mb": 9} for n in (20, 200)]
+    growth = {"peak_mb": 1.5, "anonymous_mb": 0.7, "parameters_mb": 0.6, "beyond_parameters": 0.1}
+    lines = lines_of(speed.memory_table([{"runs": runs, "mb_a_session": growth}]))
+    assert lines[2:] == ["| 20 sessions | 20 | 400 | 300 | 9 |",
+                         "| 200 sessions | 200 | 400 | 300 | 9 |",
+                         "| a session more | – | 1.50 | 0.70 | 0.60 |"]
 
 
 @pytest.mark.parametrize(
     ("spoil", "named"),
     [
-        (lambda f: (f / "README.md").write_text("no marker"), "accuracy"),
+        (lambda f: (f / "README.md").write_text("no marker"), "within"),
+        (lambda f: (f / "README.md").write_text("<!-- within: x -->\nno end"), "within"),
         (lambda f: (f / "latency.json").write_text("no JSON"), "latency.json"),
         (lambda f: [p.unlink() for p in f.glob("*.json")], "none"),
     ],
@@ -146,10 +334,16 @@ def test_nothing_is_written_when_something_is_wrong(tables, folder, capsys, spoi
     assert readme.read_text() == before
 
 
-def test_the_front_page_has_both_places(tables):
+def test_the_front_page_has_a_place_for_every_kind(tables):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for kind in ("accuracy", "latency"):
-        assert "| new |" in tables.replace_table(text, kind, "made", "| new |\n", "README.md")
+    for kind in tables.KINDS:
+        assert "\nnew\n" in replace_block(text, kind, "made", "new\n", "README.md")
+
+
+def test_the_front_page_shows_the_results_that_are_kept(tables):
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for kind, (block, _) in tables.blocks(ROOT / "bench" / "results").items():
+        assert f"-->\n{block}<!-- end: {kind} -->" in text, f"{kind}: run tools/make_tables.py"
 
 
 def test_pictures_of_results(pictures, folder, capsys):
@@ -159,6 +353,24 @@ def test_pictures_of_results(pictures, folder, capsys):
     (folder / "latency.json").unlink()
     assert run(pictures, folder, "--demo-seconds", "0") == 0
     assert "latency" in capsys.readouterr().err
+
+
+def test_pictures_of_many_sessions(pictures, tmp_path):
+    for made in (within_result(), forms_result(), new_session_result()):
+        (tmp_path / made["file"]).write_text(json.dumps(made))
+    assert run(pictures, tmp_path, "--demo-seconds", "0") == 0
+    assert {p.name for p in tmp_path.glob("*.svg")} == {
+        "single-multi-made.svg", "masking-made.svg", "calibration-made.svg"}
+    shown = importlib.import_module("tools.make_tables").blocks(tmp_path)
+    for kind, file in (("within", "single-multi"), ("masking", "masking"),
+                       ("new-session", "calibration")):
+        assert shown[kind][0].endswith(f"](bench/results/{file}-made.svg)\n")
+    assert "better in 1 of 2 sessions" in (tmp_path / "single-multi-made.svg").read_text()
+
+
+def test_results_are_read_whole_or_from_the_last_line(folder):
+    assert read_result(folder / "latency.json")["bins"] == 100
+    assert read_result(folder / "accuracy-made.json")["name"] == "made"
 
 
 def test_a_still_of_the_demo(pictures):

@@ -2,8 +2,10 @@
 
     python tools/make_pictures.py [--results bench/results] [--demo-seconds 12]
 
-Writes accuracy.svg (bars a session), latency.svg (percentiles an engine) and demo.svg beside the
-JSON files they are made of; one whose results are missing is left out, with a line saying so.
+Writes beside the JSON files they are made of: accuracy.svg (bars a session trained alone),
+latency.svg (percentiles an engine), single-multi-SET.svg (a dot a session), calibration-SET.svg
+(score against minutes), masking-SET.svg (bars a scheme left out), and demo.svg. One whose results
+are missing is left out, with a line saying so.
 """
 
 from __future__ import annotations
@@ -11,14 +13,35 @@ from __future__ import annotations
 import argparse
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from make_tables import ENGINES, PERCENTILES, ROOT, read_result, scores_of, sizes
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:  # run as a program, its neighbours are not on the path
+    sys.path.insert(0, str(ROOT))
 
-from neds.plots import model_bars, save
-from neds_rt.errors import BadInput
+from bench.protocols import PROTOCOLS  # noqa: E402
+from neds.plots import (  # noqa: E402
+    ablation_bars,
+    calibration_curve,
+    model_bars,
+    save,
+    session_scatter,
+)
+from neds_rt.errors import BadInput  # noqa: E402
+from tools.make_tables import POOLED, read_all, sets_of  # noqa: E402
+from tools.tables.page import Result  # noqa: E402
+from tools.tables.rows import (  # noqa: E402
+    Score,
+    models_in,
+    pool,
+    seed_means,
+    session_means,
+    trained_on,
+    values,
+)
+from tools.tables.speed import ENGINES, PERCENTILES, sizes  # noqa: E402
 
 WIDTH = 100  # columns of the demo's terminal
 
@@ -33,12 +56,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         args.results.mkdir(parents=True, exist_ok=True)
-        accuracy = read_all(args.results, "accuracy-*.json")
-        latency = read_all(args.results, "latency*.json")
-        if accuracy:
-            save(accuracy_bars(accuracy, args.score), args.results / "accuracy.svg")
-        if latency:
-            save(latency_lines(latency[0]), args.results / "latency.svg")
+        for name, picture in pictures(args.results, args.score):
+            save(picture, args.results / f"{name}.svg")
         if args.demo_seconds > 0:
             write(args.results / "demo.svg", demo_svg(args.demo_seconds))
     except BadInput as error:
@@ -47,27 +66,74 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def read_all(folder: Path, pattern: str) -> list[dict[str, Any]]:
-    """The results of one kind, by name."""
-    paths = sorted(folder.glob(pattern))
-    if not paths:
-        print(f"make_pictures: no {pattern} in {folder}, picture left out", file=sys.stderr)
-    return [read_result(path) for path in paths]
+def pictures(folder: Path, score: str) -> Iterator[tuple[str, Any]]:
+    """Names and figures of all that there are results for."""
+    alone, latency = read_all(folder, "accuracy-*.json"), read_all(folder, "latency*.json")
+    if alone:
+        yield "accuracy", accuracy_bars(pool(alone), score)
+    if latency:
+        yield "latency", latency_lines(latency[0])
+    of_models = {"single-multi": PROTOCOLS["within"], "masking": PROTOCOLS["masking"]}
+    drawn = {"accuracy": bool(alone), "latency": bool(latency)}
+    for kind, models in of_models.items():
+        draw = single_against_multi if kind == "single-multi" else masking_bars
+        for name, results in sets_of(folder, POOLED, models).items():
+            picture = draw(trained_on(pool(results, models)), score)
+            if picture is not None:
+                yield f"{kind}-{name}", picture
+                drawn[kind] = True
+    for name, results in sets_of(folder, ("new-session-*.json",), ()).items():
+        yield f"calibration-{name}", calibration(pool(results), score)
+        drawn["calibration"] = True
+    for kind in ("accuracy", "latency", *of_models, "calibration"):
+        if not drawn.get(kind):
+            print(f"make_pictures: no results for {kind} in {folder}, left out", file=sys.stderr)
 
 
-def accuracy_bars(results: Sequence[dict[str, Any]], score: str) -> Any:
+def accuracy_bars(scores: Sequence[Score], score: str) -> Any:
     """Bars of every model and session, a dot a seed."""
-    bars = {
-        session: {model: list(seeds.values()) for model, seeds in by_model.items()}
-        for result in results
-        for session, by_model in sorted(scores_of(result, score).items())
-    }
+    bars: dict[str, dict[str, list[float]]] = {}
+    for s in sorted((s for s in scores if s.key == score), key=lambda s: s.session):
+        bars.setdefault(s.session, {}).setdefault(s.model, []).append(s.value)
     if not bars:
         raise BadInput("accuracy results", score, "no row", "a modality.metric that was scored")
     return model_bars(bars, score.replace(".", " "))
 
 
-def latency_lines(result: dict[str, Any]) -> Any:
+def single_against_multi(scores: Sequence[Score], score: str) -> Any:
+    """A dot a session: trained on all sessions against trained on it alone; None without both."""
+    one, all_of_them = (session_means(values(scores, m, score)) for m in ("neds_single", "neds"))
+    if not set(one) & set(all_of_them):
+        return None
+    return session_scatter(one, all_of_them, "each session alone", "all sessions",
+                           score.replace(".", " "))
+
+
+def masking_bars(scores: Sequence[Score], score: str) -> Any:
+    """Decoding and encoding with each scheme left out; None without a scheme left out."""
+    keys = {score: score.replace(".", " "), "spikes.bps_pooled": "bits per spike, pooled"}
+    names = {m: "all schemes" if m == "neds" else m.removeprefix("neds_no_").replace("_", " ")
+             for m in models_in(scores)}
+    if "neds" not in names or len(names) < 2:
+        return None
+    found = {names[m]: {key: seed_means(values(scores, m, key)) for key in keys} for m in names}
+    return ablation_bars(found, "all schemes", keys)
+
+
+def calibration(scores: Sequence[Score], score: str) -> Any:
+    """Score against minutes of calibration data; all data are of no one length and left out."""
+    few = [s for s in scores if s.amount is not None and s.amount >= 0 and s.key == score]
+    if not few:
+        raise BadInput("new-session results", score, "no row", "a modality.metric that was scored")
+    curves: dict[str, dict[float, list[float]]] = {}
+    for model in models_in(few):
+        for amount in sorted({s.amount or 0.0 for s in few if s.model == model}):
+            these = [s for s in few if s.amount == amount]
+            curves.setdefault(model, {})[amount / 60] = seed_means(values(these, model, score))
+    return calibration_curve(curves, score.replace(".", " "))
+
+
+def latency_lines(result: Result) -> Any:
     """Service time of every engine at each percentile, over the echo floor; logarithmic."""
     from matplotlib.figure import Figure
 
@@ -80,9 +146,9 @@ def latency_lines(result: dict[str, Any]) -> Any:
     lines += [("native, arrival to publish", e["arrival_to_publish_us"], "--")
               for e in result["engines"] if e["engine"] == "native"]
     lines.append(("echo, arrival to publish", result["echo_us"], ":"))
-    for label, values, style in lines:
-        if values:
-            axis.plot(at, [values[key] / 1e3 for key in PERCENTILES], style, marker="o", ms=4,
+    for label, figure_us, style in lines:
+        if figure_us:
+            axis.plot(at, [figure_us[key] / 1e3 for key in PERCENTILES], style, marker="o", ms=4,
                       color="#444444" if label.startswith("echo") else None, label=label)
     axis.set_yscale("log")
     axis.set_xticks(at, ["p50", "p99", "p99.9", "max"])

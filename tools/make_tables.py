@@ -2,40 +2,64 @@
 
     python tools/make_tables.py [--results bench/results] [--readme README.md]
 
-Reads `accuracy-*.json` (from bench/accuracy.py) and `latency*.json` (from `neds-rt bench --json`).
-The table that follows the comment `<!-- accuracy: ... -->` or `<!-- latency: ... -->` is replaced,
-and the comment then names the files and their commits. A kind without results stays as it is.
+What stands between `<!-- KIND: ... -->` and `<!-- end: KIND -->` is replaced, and the first comment
+then names the files and their commits. A kind without results stays as it is.
+
+    within, encoding, forms, masking, streaming   within-SET*.json, encoding-, forms-, masking-,
+                                                  streaming-: rows of all of them are pooled, and a
+                                                  table takes the models of its protocol
+    new-session, discrete                         new-session-*.json, steinmetz-*.json
+    tried, gpu, latency, throughput, memory       tried-*.json, gpu-*.json, latency*.json and so on
+
+SET is the data set's name up to the next dash; several sets have a table each. Without results of
+`within`, its place shows accuracy-*.json, sessions trained alone. Pictures go below their tables:
+run tools/make_pictures.py first.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import math
 import os
-import re
-import statistics
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-
-from neds_rt.errors import BadInput
 
 ROOT = Path(__file__).resolve().parents[1]
-MODELS = {"ridge": "ridge", "gru": "GRU", "neds": "NEDS"}  # others follow under their own name
-METRICS = {"r2": "R²", "circular_r2": "circular R²", "balanced_accuracy": "balanced accuracy",
-           "accuracy": "accuracy", "bps_pooled": "bits per spike, pooled"}
-ENGINES = {"neds.torch_engine:EagerWindow": "eager torch recomputing the window",
-           "neds.torch_engine:EagerLastBin": "eager torch, last layer for the newest bin only"}
-FIGURES = {"arrival_to_publish_us": "arrival to publish", "service_us": "service",
-           "step_us": "step, paced", "step_hot_us": "step, tight loop"}
-PERCENTILES = ("p50", "p99", "p999", "max")
-NONE = "–"
+if str(ROOT) not in sys.path:  # run as a program, its neighbours are not on the path
+    sys.path.insert(0, str(ROOT))
 
-Result = dict[str, Any]
-Scores = dict[str, dict[str, dict[int, float]]]  # session -> model -> seed -> value
+from bench.protocols import PROTOCOLS  # noqa: E402
+from neds_rt.errors import BadInput  # noqa: E402
+from tools.tables import accuracy, compared, speed  # noqa: E402
+from tools.tables.page import Result, origin, read_result, replace_block  # noqa: E402
+from tools.tables.rows import Score, pool  # noqa: E402
+
+POOLED = ("within-*.json", "encoding-*.json", "forms-*.json", "masking-*.json", "streaming-*.json")
+# Each kind: where its rows are, the models it takes (none: all), and what makes the table.
+SCORES: dict[str, tuple[tuple[str, ...], Sequence[str], Callable[[Sequence[Score]], str]]] = {
+    "within": (POOLED, PROTOCOLS["within"], accuracy.within_table),
+    "encoding": (POOLED, PROTOCOLS["encoding"], accuracy.encoding_table),
+    "forms": (POOLED, PROTOCOLS["forms"], compared.variants_table),
+    "masking": (POOLED, PROTOCOLS["masking"], compared.variants_table),
+    "streaming": (POOLED, PROTOCOLS["streaming-vs-window"], compared.variants_table),
+    "new-session": (("new-session-*.json",), (), accuracy.new_session_table),
+    "discrete": (("steinmetz-*.json",), (), accuracy.discrete_table),
+}
+OTHERS: dict[str, tuple[str, Callable[[Sequence[Result]], str]]] = {
+    "tried": ("tried-*.json", compared.tried_table),
+    "latency": ("latency*.json", speed.latency_table),
+    "gpu": ("gpu-*.json", speed.gpu_table),
+    "throughput": ("throughput*.json", speed.throughput_table),
+    "memory": ("memory*.json", speed.memory_table),
+}
+KINDS = (*SCORES, *OTHERS)
+# What tools/make_pictures.py draws of a kind and a data set is shown below the table.
+PICTURES = {"alone": ("accuracy", "Velocity R² by session and model, a dot a seed"),
+            "within": ("single-multi", "Every session: trained on all against trained on it alone"),
+            "masking": ("masking", "Decoding and encoding with each masking scheme left out"),
+            "new-session": ("calibration", "Velocity R² against minutes of calibration data")}
+Block = tuple[str, list[Result]]  # its text, and the files it is made of
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -44,150 +68,84 @@ def main(argv: list[str] | None = None) -> int:
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=ROOT / "bench" / "results")
     parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
-    parser.add_argument("--score", default="velocity.r2", help="modality.metric (velocity.r2)")
     args = parser.parse_args(argv)
     try:
-        rewrite(args.readme, args.results, args.score)
+        rewrite(args.readme, args.results)
     except BadInput as error:
         print(f"make_tables: {error}", file=sys.stderr)
         return 2
     return 0
 
 
-def rewrite(readme: Path, folder: Path, score: str) -> None:
-    """Replace both tables in `readme` by those of the results in `folder`. Raises `BadInput`."""
+def rewrite(readme: Path, folder: Path) -> None:
+    """Replace the blocks of `readme` that `folder` has results for. Raises `BadInput`."""
     text = readme.read_text(encoding="utf-8")
-    makers: dict[str, tuple[str, Callable[[list[Result]], str]]] = {
-        "accuracy": ("accuracy-*.json", lambda results: accuracy_table(results, score)),
-        "latency": ("latency*.json", latency_table),
-    }
-    written = 0
-    for kind, (pattern, make) in makers.items():
-        paths = sorted(folder.glob(pattern))
-        if paths:
-            results = [read_result(path) for path in paths]
-            origin = ", ".join(f"{p.name} at {str(r.get('commit'))[:12]}"
-                               for p, r in zip(paths, results, strict=True))
-            text = replace_table(text, kind, origin, make(results), readme)
-            written += 1
-    if not written:
-        raise BadInput(folder, "results", "none", "accuracy-*.json or latency*.json")
+    found = blocks(folder)
+    if not found:
+        raise BadInput(folder, "results", "none", "files such as within-*.json or latency*.json")
+    for kind, (block, results) in found.items():
+        text = replace_block(text, kind, origin(results), block, readme)
     staged = readme.with_name(f".{readme.name}.part")
     staged.write_text(text, encoding="utf-8")
     os.replace(staged, readme)
 
 
-def read_result(path: Path) -> Result:
-    """Read one JSON object: the whole file, or its last line. Raises `BadInput`."""
-    text = path.read_text(encoding="utf-8").strip()
-    for part in (text, text.rpartition("\n")[2]):
-        try:
-            found = json.loads(part)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(found, dict):
-            return {**found, "name": path.stem.partition("-")[2] or path.stem}
-    raise BadInput(path, "result", "no JSON object", "the output of a program with --json")
+def blocks(folder: Path) -> dict[str, Block]:
+    """The text of every kind that has results, and what it is made of."""
+    found = {kind: score_block(folder, kind, *how) for kind, how in SCORES.items()}
+    if not found["within"][0]:
+        found["within"] = score_block(folder, "alone", ("accuracy-*.json",), (),
+                                      accuracy.alone_table)
+    for kind, (pattern, make) in OTHERS.items():
+        results = read_all(folder, pattern)
+        found[kind] = (make(results) if results else "", results)
+    return {kind: block for kind, block in found.items() if block[0]}
 
 
-def replace_table(text: str, kind: str, origin: str, table: str, where: object) -> str:
-    """Put `table` in the place of the one that follows the comment `<!-- kind: ... -->`."""
-    pattern = re.compile(rf"^<!-- {kind}: [^>]*-->\n(?:\|.*\n)+", re.M)
-    if len(pattern.findall(text)) != 1:
-        raise BadInput(where, f"<!-- {kind}: ... -->", f"{len(pattern.findall(text))} with a table",
-                       "one comment with a table below it")
-    note = f"<!-- {kind}: from bench/results ({origin}), written by tools/make_tables.py -->\n"
-    return pattern.sub(lambda _: note + table, text)
+def score_block(
+    folder: Path, kind: str, patterns: Sequence[str], models: Sequence[str],
+    make: Callable[[Sequence[Score]], str],
+) -> Block:
+    """A table for each data set, with a heading where there are several."""
+    sets = sets_of(folder, patterns, models)
+    made = {name: make(pool(results, models)) for name, results in sets.items()}
+    made = {name: block for name, block in made.items() if block}
+    heads = {name: f"**{name}**\n\n" if len(made) > 1 else "" for name in made}
+    text = "\n".join(heads[name] + block + picture(folder, kind, name)
+                     for name, block in made.items())
+    return text, [result for name in made for result in sets[name]]
 
 
-def scores_of(result: Result, score: str) -> Scores:
-    """The values of one `modality.metric`; those that are no number are left out."""
-    modality, _, metric = score.rpartition(".")
-    found: Scores = defaultdict(lambda: defaultdict(dict))
-    for row in result.get("rows", []):
-        value = math.nan if row["value"] is None else row["value"]
-        if (row["modality"], row["metric"]) == (modality, metric) and math.isfinite(value):
-            found[row["session"]][row["model"]][row["seed"]] = value
-    return {session: dict(by_model) for session, by_model in found.items()}
+def picture(folder: Path, kind: str, data: str) -> str:
+    """The Markdown that shows a kind's picture of a data set, if it was drawn."""
+    stem, words = PICTURES.get(kind, ("", ""))
+    file = "accuracy.svg" if kind == "alone" else f"{stem}-{data}.svg"
+    return f"\n![{words}](bench/results/{file})\n" if stem and (folder / file).exists() else ""
 
 
-def accuracy_table(results: Sequence[Result], score: str) -> str:
-    """Markdown: a row a session, a column a model: mean over seeds ± standard deviation.
-
-    The mean row takes the mean over sessions seed by seed, then mean and deviation over seeds. A
-    session that a model was not run on leaves the model's mean empty, for it could not be compared.
-    """
-    tables = [(result, scores_of(result, score)) for result in results]
-    tables = [(result, scores) for result, scores in tables if scores]
-    if not tables:
-        raise BadInput("accuracy results", score, "no row", "a modality.metric that was scored")
-    seen = {model for _, scores in tables for row in scores.values() for model in row}
-    models = [m for m in MODELS if m in seen] + sorted(seen - set(MODELS))
-    modality, _, metric = score.rpartition(".")
-    rows = [[f"{modality} {METRICS.get(metric, metric)}", *(MODELS.get(m, m) for m in models)]]
-    for result, scores in tables:
-        for session, by_model in sorted(scores.items()):
-            rows.append([session, *(spread(list(by_model.get(m, {}).values())) for m in models)])
-        label = f"mean of {len(scores)} sessions"
-        label += f", {result['name']}" if len(tables) > 1 else ""
-        means = (spread(seed_means(scores, m)) for m in models)
-        rows.append([f"**{label}**", *(f"**{m}**" if m != NONE else m for m in means)])
-    return markdown(rows)
+def sets_of(
+    folder: Path, patterns: Sequence[str], models: Sequence[str]
+) -> dict[str, list[Result]]:
+    """Files with a row of one of these models (any, if there are none), by data set."""
+    sets: dict[str, list[Result]] = defaultdict(list)
+    for pattern in patterns:
+        for result in read_all(folder, pattern):
+            if not models or {row["model"] for row in result.get("rows", [])} & set(models):
+                sets[data_set(result["file"])].append(result)
+    return dict(sets)
 
 
-def seed_means(scores: Scores, model: str) -> list[float]:
-    """The mean over sessions for each seed that all sessions have."""
-    runs = [by_model.get(model, {}) for by_model in scores.values()]
-    seeds = set.intersection(*(set(run) for run in runs))
-    return [statistics.fmean(run[seed] for run in runs) for seed in sorted(seeds)]
+def data_set(file: str) -> str:
+    """The data set that a file of scores is of: indy for `new-session-indy-neds.json`."""
+    name = Path(file).stem.removeprefix("new-session-")
+    first, *rest = name.split("-")
+    named_after_kind = any(pattern.startswith(f"{first}-") for pattern in (*POOLED, "accuracy-"))
+    return rest[0] if named_after_kind and rest else first
 
 
-def spread(values: Sequence[float]) -> str:
-    """Mean and, of several values, their standard deviation (n - 1)."""
-    if not values:
-        return NONE
-    mean = f"{statistics.fmean(values):.3f}"
-    return mean if len(values) < 2 else f"{mean} ± {statistics.stdev(values):.3f}"
-
-
-def latency_table(results: Sequence[Result]) -> str:
-    """Markdown: echo floor, then the figures of every engine, percentiles in milliseconds."""
-    first = results[0]["model"] if results else {}
-    head = "milliseconds" if len(results) > 1 else f"{sizes(first)}; milliseconds"
-    rows = [[head, "p50", "p99", "p99.9", "max"]]
-    for result in results:
-        if len(results) > 1:
-            rows.append([f"**{sizes(result['model'])}**", "", "", "", ""])
-        rows.append(["echo, arrival to publish", *percentile_cells(result["echo_us"])])
-        for engine in result["engines"]:
-            name = ENGINES.get(engine["engine"], engine["engine"])
-            # One slower than the pace falls further behind with every bin: no latency to report.
-            behind = 2 * engine.get("late", 0) > result.get("bins", math.inf)
-            for key, label in FIGURES.items():
-                dropped = behind and key == "arrival_to_publish_us"
-                cells = percentile_cells(None if dropped else engine.get(key))
-                rows.append([f"{name}, {label}", *cells])
-    return markdown(rows)
-
-
-def sizes(model: Result) -> str:
-    """A benchmarked model in words."""
-    return (f"{model['units']} units, width {model['hidden']}, {model['layers']} layers, "
-            f"window {model['window']}")
-
-
-def percentile_cells(figure: dict[str, float] | None) -> list[str]:
-    """Microseconds by percentile as milliseconds in text, dashes where there is no figure."""
-    if not figure:
-        return [NONE] * len(PERCENTILES)
-    return [f"{figure[key] / 1e3:.3f}" for key in PERCENTILES]
-
-
-def markdown(rows: Sequence[Sequence[str]]) -> str:
-    """Lines of a Markdown table, the first row its head."""
-    head, *body = rows
-    lines = [head, ["---"] + ["--:"] * (len(head) - 1), *body]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+def read_all(folder: Path, pattern: str) -> list[Result]:
+    """The results of one kind, by name. Raises `BadInput`."""
+    return [read_result(path) for path in sorted(folder.glob(pattern))]
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Tables of the README: `accuracy` and `compared` of scores, `speed` of times and memory."""
