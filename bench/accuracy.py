@@ -180,6 +180,8 @@ def recipe_for(preset: str, alone: bool) -> str:
     """The recipe made for a preset, else the general one."""
     if preset == "indy":
         return "indy" if alone else "indy_many"
+    if preset == "steinmetz":
+        return "trials"
     return "single"
 
 
