@@ -7,13 +7,15 @@ seconds of the held-out session's training part; scored on its last 20 %.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
 
 from bench.protocols import MODELS
-from bench.tasks import Row, Task, behaviour_scores, recordings_of, rows_of
+from bench.tasks import Floats, Row, Task, behaviour_scores, recordings_of, rows_of
 from neds import baselines
+from neds.adapt import adapt, limit
 from neds.baselines import Fitted, sequence
 from neds.checkpoint import SessionState
 from neds.config import RunConfig
@@ -32,9 +34,17 @@ def adapted_rows(
     known = [r.state for r in recordings]  # whose scaling stands in where a session has no data
     if MODELS[task.model].baseline:
         fitted = pretrained_baseline(task, recordings)
-        return [row for r in held for row in _baseline_rows(task, fitted, r, known, started)]
-    model = pretrained(task, config, recordings)
-    return [row for r in held for row in _neds_rows(task, config, model, r, known, started)]
+
+        def decode(few: Recording) -> list[Floats]:
+            return fitted.adapt(few, seed=task.seed).decode_part(few, "test")
+    else:
+        model = pretrained(task, config, recordings)
+
+        def decode(few: Recording) -> list[Floats]:
+            adapted = adapt(model, config, few, seed=task.seed)
+            return [predicted for _, predicted in decode_part(adapted, few, "test")]
+
+    return [row for r in held for row in _rows_by_amount(task, r, known, started, decode)]
 
 
 def pretrained(task: Task, config: RunConfig, recordings: list[Recording]) -> Neds:
@@ -57,7 +67,7 @@ def pretrained_baseline(task: Task, recordings: list[Recording]) -> Fitted:
     if task.models_dir and path.exists():
         return _restored(task, recordings, path)
     fitted = baselines.fit(MODELS[task.model].baseline, recordings, seed=task.seed,
-                           device=task.device, budget=recipe_budget(task))
+                           device=task.device, budget=task.budget)
     if task.models_dir and isinstance(fitted, sequence.Sequences):
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({k: v.cpu().contiguous() for k, v in fitted.net.state_dict().items()}, path)
@@ -66,7 +76,7 @@ def pretrained_baseline(task: Task, recordings: list[Recording]) -> Fitted:
 
 def _restored(task: Task, recordings: list[Recording], path: Path) -> Fitted:
     core = baselines.BASELINES[MODELS[task.model].baseline].options["core"]
-    recipe = sequence.for_budget(sequence.RECIPES[core], recipe_budget(task))
+    recipe = sequence.for_budget(sequence.RECIPES[core], task.budget)
     outputs = sequence.layout(recordings)
     data = [sequence.session_rows(r, outputs, "cpu") for r in recordings]
     weights = load_file(path)
@@ -76,46 +86,20 @@ def _restored(task: Task, recordings: list[Recording], path: Path) -> Fitted:
             k: v.shape for k, v in weights.items()
         }:
             net.load_state_dict(weights)
-            return sequence.Sequences(net, outputs, recordings, recipe_budget(task))
+            return sequence.Sequences(net, outputs, recordings, task.budget)
     raise BadInput(path, "weights", "of another shape", "what this program wrote")
 
 
-def recipe_budget(task: Task) -> baselines.Budget:
-    """The care given to baselines, as `neds.baselines` names it."""
-    return "quick" if task.budget == "quick" else "full"
-
-
-def _baseline_rows(
-    task: Task, fitted: Fitted, recording: Recording, known: list[SessionState], started: float
+def _rows_by_amount(
+    task: Task, recording: Recording, known: list[SessionState], started: float,
+    decode: Callable[[Recording], list[Floats]],
 ) -> list[Row]:
+    """Scores after each amount of calibration data, given to `decode` as all there is."""
     rows: list[Row] = []
     for amount in task.amounts:
-        from neds.adapt import limit
-
         begun = time.monotonic()
         few = limit(recording, None if amount < 0 else amount, known)
-        adapted = fitted.adapt(few, seed=task.seed)
-        scores = behaviour_scores(recording, adapted.decode_part(few, "test"))
+        scores = behaviour_scores(recording, decode(few))
         rows += rows_of(task, recording.state.session, scores, round(time.monotonic() - started, 1),
                         calibration_s=amount, adapt_s=round(time.monotonic() - begun, 1))
     return rows
-
-
-def _neds_rows(
-    task: Task, config: RunConfig, model: Neds, recording: Recording, known: list[SessionState],
-    started: float,
-) -> list[Row]:
-    rows: list[Row] = []
-    for amount in task.amounts:
-        from neds.adapt import adapt, limit
-
-        begun = time.monotonic()
-        few = limit(recording, None if amount < 0 else amount, known)
-        adapted = adapt(model, config, few, seed=task.seed)
-        predicted = [p for _, p in decode_part(adapted, few, "test")]
-        rows += rows_of(task, recording.state.session, behaviour_scores(recording, predicted),
-                        round(time.monotonic() - started, 1), calibration_s=amount,
-                        adapt_s=round(time.monotonic() - begun, 1))
-    return rows
-
-

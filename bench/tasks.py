@@ -35,7 +35,7 @@ class Task:
     recipe: str
     overrides: tuple[str, ...] = ()
     device: str = "cpu"
-    budget: str = "full"
+    budget: baselines.Budget = "full"
     held_out: tuple[str, ...] = field(default=())
     amounts: tuple[float, ...] = ()  # seconds of calibration data; negative is all
     models_dir: str = ""
@@ -109,7 +109,7 @@ def baseline_scores(
     """Fit a baseline and score it on the test part of every session."""
     name = MODELS[task.model].baseline
     fitted = baselines.fit(name, recordings, seed=task.seed, device=task.device,
-                           budget="quick" if task.budget == "quick" else "full")
+                           budget=task.budget)
     for recording in recordings:
         if baselines.BASELINES[name].direction == "encoding":
             runs = recording.runs_within("test")
