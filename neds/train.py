@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from neds.batches import Sampler
+from neds.components import hold_to_components, release
 from neds.config import MaskingConfig, RunConfig
 from neds.dataset import Recording
 from neds.evaluate import decode_part, encode_part
@@ -81,6 +82,8 @@ class Run:
         self.config, self.recordings, self.device = config, recordings, torch.device(device)
         self.model = (init or build_model(config, recordings)).to(self.device)
         self.knobs = config.train
+        if self.knobs.components:
+            hold_to_components(self.model, recordings, self.knobs.components, init is None)
         self.processes = processes or Processes()
         self.sampler = Sampler.make(recordings, self.knobs, config.model.form)
         self.optimiser = make_optimiser(self.model, self.knobs)
@@ -144,6 +147,7 @@ class Run:
     def result(self, seconds: float) -> TrainResult:
         """The model with its best weights, in evaluation mode."""
         self.model.load_state_dict(self.best_weights)
+        release(self.model)
         self.model.eval()
         return TrainResult(self.model, self.best_step,
                            self.best if math.isfinite(self.best) else None, seconds)
