@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neds.batches import Sampler
+from neds.batches import Sampler, without_first
 from neds.components import hold_to_components, release
 from neds.config import MaskingConfig, RunConfig
 from neds.dataset import Recording
@@ -85,7 +85,8 @@ class Run:
         if self.knobs.components:
             hold_to_components(self.model, recordings, self.knobs.components, init is None)
         self.processes = processes or Processes()
-        self.sampler = Sampler.make(recordings, self.knobs, config.model.form)
+        asked = [without_first(r, self.knobs.skip_bins) for r in recordings]
+        self.sampler = Sampler.make(asked, self.knobs, config.model.form)
         self.optimiser = make_optimiser(self.model, self.knobs)
         self.factor = one_cycle(self.knobs)
         self.averaged = self.model
