@@ -33,6 +33,7 @@ if str(ROOT) not in sys.path:  # run as a program, its neighbours are not on the
     sys.path.insert(0, str(ROOT))
 
 from bench import archives  # noqa: E402
+from bench.output import write_json  # noqa: E402
 from bench.protocols import FIRST_SEED, MODELS, PROTOCOLS  # noqa: E402
 from bench.tasks import Row, Task, run_task  # noqa: E402
 from neds.config import load_recipe  # noqa: E402
@@ -100,7 +101,7 @@ def score_all(args: argparse.Namespace) -> int:
         if error:
             failed.append(f"{task.label()}: {error}")
         if args.out:
-            write(Path(args.out), rows, args)
+            write_json(args.out, summary(rows, args))
     print_means(rows)
     if args.json:
         print(json.dumps(summary(rows, args)))
@@ -250,16 +251,6 @@ def summary(rows: list[dict[str, Any]], args: argparse.Namespace) -> dict[str, A
         "mean": means(rows),
         "machine": machine_facts(),
     }
-
-
-def write(path: Path, rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
-    """Write the JSON so that a reader never finds a part of it."""
-    staged = path.with_name(f".{path.name}.part")
-    try:
-        staged.write_text(json.dumps(summary(rows, args), indent=1) + "\n")
-        staged.replace(path)
-    except OSError as error:
-        raise BadInput(path, "output", error.strerror, "a file to write") from error
 
 
 if __name__ == "__main__":
