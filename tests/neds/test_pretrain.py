@@ -176,6 +176,9 @@ def test_finer_bins_are_added_up_when_asked(home, tmp_path, capsys):
     assert neds(["pretrain", *good(home), *words(4), *out]) == 2
     assert "--rebin" in capsys.readouterr().err
     assert neds(["pretrain", *good(home), *words(4), *out, "--rebin", "--json"]) == 0
+    # Evaluation takes the same finer recording as it is.
+    assert neds(["evaluate", str(tmp_path / "run"), "--tasks", "decoding", "--plots", "none",
+                 "--replicates", "20", "--json"]) == 0
 
 
 def test_precision_is_float32_here_and_bf16_when_asked(trained):
