@@ -12,6 +12,7 @@ import msgspec
 import numpy as np
 
 from bench import archives
+from bench.oracles import ORACLES
 from bench.protocols import MODELS, masking_for
 from neds import baselines
 from neds.config import RunConfig, load_recipe
@@ -83,7 +84,7 @@ def run_task(task: Task) -> list[Row]:
     model = MODELS[task.model]
     scores: Iterator[tuple[str, dict[str, dict[str, float]]]]
     if model.oracle:
-        scores = oracle_scores(task, recordings)
+        scores = oracle_scores(task, model.oracle, recordings)
     elif model.baseline:
         scores = baseline_scores(task, recordings)
     else:
@@ -125,13 +126,12 @@ def baseline_scores(
 
 
 def oracle_scores(
-    task: Task, recordings: list[Recording]
+    task: Task, oracle: str, recordings: list[Recording]
 ) -> Iterator[tuple[str, dict[str, dict[str, float]]]]:
-    """Score the rates that synthetic spikes were drawn from: what no model can beat."""
+    """Score what an oracle of `bench.oracles` says of synthetic spikes."""
     for path, recording in zip(task.files, recordings, strict=True):
-        session = archives.read(path, task.preset)
+        rates = ORACLES[oracle](archives.read(path, task.preset), recording, "test")
         counts = part_counts(recording, "test")
-        rates = archives.true_rates(session, recording, "test")
         yield recording.state.session, spike_scores(recording, counts, rates)
 
 

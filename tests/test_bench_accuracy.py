@@ -165,14 +165,15 @@ def test_session_files_are_scored_beside_the_rates_they_were_drawn_from(tmp_path
     words = [w for o in ("data.bin_size_s=0.02", "data.behaviours=[\"wheel\"]", "model.hidden=16",
                          "train.bins=100", "train.steps=2") for w in ("--set", o)]
     assert accuracy.main(["--data", str(tmp_path), "--recipe", "smoke", "--single-recipe", "smoke",
-                          "--protocol", "encoding", "--models", "true_rates,neds_window",
+                          "--protocol", "encoding", "--models", "true_rates,true_drive,neds_window",
                           "--seeds", "1", "--first-seed", "102", "--out", str(out), *words]) == 0
     rows = json.loads(out.read_text())["rows"]
     assert {r["seed"] for r in rows} == {102}
-    pooled = {r["session"]: r["value"] for r in rows
-              if (r["model"], r["metric"]) == ("true_rates", "bps_pooled")}
-    assert len(pooled) == 2
-    assert all(0.05 < value < 2 for value in pooled.values())
+    ceiling, drive = ({r["session"]: r["value"] for r in rows
+                       if (r["model"], r["metric"]) == (model, "bps_pooled")}
+                      for model in ("true_rates", "true_drive"))
+    assert len(ceiling) == len(drive) == 2
+    assert all(0.05 < drive[session] < ceiling[session] < 2 for session in ceiling)
     wheel = {r["metric"] for r in rows if r["modality"] == "wheel"}
     assert {"r2", "window_r2"} <= wheel
 
