@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from neds_rt import _core
 from neds_rt.bundle import ModalityOut, Shape, make_bundle, random_bundle
-from neds_rt.engines import load_engine
+from neds_rt.engines import load_engine, parse_engine
 from neds_rt.engines.native import ISA_VARIABLE
 from neds_rt.errors import BadInput
 from tests.rt.reference_step import run_reference
@@ -257,12 +257,40 @@ def test_unknown_isa_and_engine(bundle, monkeypatch):
         load_engine("native", bundle)
     with pytest.raises(BadInput, match="native, onnx"):
         load_engine("fast", bundle)
+    with pytest.raises(BadInput, match="found 'int4', expected one of float32"):
+        load_engine("native:int4", bundle)
+    with pytest.raises(BadInput, match="precision: found 'native:'"):
+        load_engine("native:", bundle)
     with pytest.raises(BadInput, match="importable"):
         load_engine("no_such_module:Engine", bundle)
 
 
 def test_engine_by_import_string(bundle):
-    assert load_engine("neds_rt.engines.native:NativeEngine", bundle).name == "native"
+    name = "neds_rt.engines.native:NativeEngine"
+    assert load_engine(name, bundle).name == "native"
+    assert load_engine(f"{name}:fp32", bundle).precision == "float32"
+    with pytest.raises(BadInput, match="NativeEngine precision: found 'int4'"):
+        load_engine(f"{name}:int4", bundle)
+
+
+def test_engine_without_precisions_is_refused(bundle):
+    with pytest.raises(BadInput, match="found no precisions"):
+        load_engine("collections:OrderedDict", bundle)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("native", ("native", "")), ("native:int8", ("native", "int8")), ("a.b:C", ("a.b:C", "")),
+     ("a.b:C:bf16", ("a.b:C", "bf16"))],
+)
+def test_parse_engine(text, expected):
+    assert parse_engine(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "fast", ":x", "a.b:", "a.b::bf16", "native:", "a.b:C:"])
+def test_parse_engine_refuses(text):
+    with pytest.raises(BadInput, match="--engine"):
+        parse_engine(text)
 
 
 def core_arguments(bundle):

@@ -31,7 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", metavar="ENDPOINT",
         help=f"where decodes are published, tcp://HOST:PORT (port * picks one) or ipc://PATH "
              f"(default {d.out})")
-    add("--engine", metavar="NAME", help=f"native, onnx or module:Class (default {d.engine})")
+    add("--engine", metavar="NAME[:PRECISION]",
+        help="native, onnx, cuda or module:Class, and what its weights are stored in "
+             f"(default {d.engine})")
     add("--keep-warm", choices=("auto", "on", "off"),
         help="rehearse a bin on scratch state shortly before each is due; auto measures whether "
              f"that helps (default {d.keep_warm})")

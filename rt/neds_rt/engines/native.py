@@ -44,9 +44,10 @@ class NativeEngine:
     """
 
     name = "native"
-    precision = "float32"
+    precisions = ("float32",)
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, precision: str = "float32") -> None:
+        self.precision = precision
         isa = os.environ.get(ISA_VARIABLE, "")
         supported = _core.supported_isas()
         if isa and isa not in supported:
