@@ -1,4 +1,4 @@
-"""Plans: what TensorRT compiles from an ONNX graph for one kind of GPU, built here and kept on disk.
+"""Plans: what TensorRT compiles from an ONNX graph for one kind of GPU, built and kept on disk.
 
 `tensorrt-rtx` builds for the targets of `RTX_TARGETS` on a machine without any GPU; `tensorrt`
 builds for the GPU that is there. A plan serves only the product, version and target it was built

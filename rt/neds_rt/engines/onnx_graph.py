@@ -49,6 +49,10 @@ class ModelGraph(Nodes):
         self.weights = weights
         self.head_dim = self.shape.hidden // self.shape.heads
 
+    def build(self) -> bytes:
+        """Return the serialised model."""
+        raise NotImplementedError
+
     def _embed(self, counts: str) -> str:
         """Embeddings (rows, H) of counts (rows, U).
 
@@ -119,7 +123,8 @@ class ModelGraph(Nodes):
         heads, d = self.shape.heads, self.head_dim
         if rows == 1:
             return self.op("Reshape", x, self.ints(heads, 1, d))
-        return self.op("Transpose", self.op("Reshape", x, self.ints(rows, heads, d)), perm=[1, 0, 2])
+        split = self.op("Reshape", x, self.ints(rows, heads, d))
+        return self.op("Transpose", split, perm=[1, 0, 2])
 
     def _stack(self, parts: list[str]) -> str:
         parts = [self.op("Unsqueeze", part, self.ints(0)) for part in parts]

@@ -31,8 +31,8 @@ def build_plan_graph(
     bundle: Bundle, form: str, precision: str = "fp32", emulated: bool = False
 ) -> bytes:
     """Return the serialised ONNX model of `form` in `precision`; see `Nodes` for `emulated`."""
-    kind = {"step": PlanStep, "window": PlanWindow}[form]
-    return kind(bundle.manifest, bundle.weights, precision, emulated).build()
+    kinds: dict[str, type[ModelGraph]] = {"step": PlanStep, "window": PlanWindow}
+    return kinds[form](bundle.manifest, bundle.weights, precision, emulated).build()
 
 
 def graph_name(form: str, precision: str) -> str:
