@@ -20,15 +20,13 @@ from torch import Tensor
 from neds.checkpoint import BehaviourState, CheckpointInfo, SessionState, created_by
 from neds.config import ModelConfig
 from neds.dataset import Recording
-from neds.evaluate import decode_part, decode_rows
+from neds.evaluate import decode_part
 from neds.model import BehaviourSpec, BehaviourStitch, Neds, SessionSpec
+from neds.parity import held_back, parity_report
 from neds_rt.bundle import Bundle, Manifest, ModalityOut, Shape, make_bundle, write_bundle
-from neds_rt.engines import load_engine
-from neds_rt.errors import BadInput, CheckFailed
+from neds_rt.errors import BadInput
 
 Floats = NDArray[np.float32]
-PARITY_BINS = 2000
-PARITY_LIMIT = 1e-4  # of the largest output
 SERVED = {"tokens": "summed", "inputs": "counts"}  # what the runtime's streaming step computes
 
 
@@ -195,6 +193,15 @@ def export(
     decoder has not) or one of another form than bundles serve, a session without behaviours or an
     unknown one; `CheckFailed` for a bundle that fails parity.
     """
+    return write_bundle(
+        out, **bundle_parts(model, info, recording, behaviours=behaviours, graphs=graphs))
+
+
+def bundle_parts(
+    model: Neds, info: CheckpointInfo, recording: Recording, *, behaviours: list[str],
+    graphs: list[str],
+) -> dict[str, Any]:
+    """All that `export` writes, parity report included, as `write_bundle` takes it."""
     _check_form(info.config.model, recording.state.session)
     if not recording.encoded:
         raise BadInput(recording.state.session, "behaviours", "none", "some to decode")
@@ -223,8 +230,8 @@ def export(
     if "window" in graphs:
         files["window.onnx"] = window_graph(draft)
     draft = make_bundle(**parts, files=files)
-    parity = parity_report(model, recording, draft)
-    return write_bundle(out, **parts, files=files, parity=parity)
+    parity = parity_report(held_back(model, recording, draft), draft)
+    return {**parts, "files": files, "parity": parity}
 
 
 def _check_form(config: ModelConfig, session: str) -> None:
@@ -259,41 +266,3 @@ def _residual_sd(behaviour: BehaviourState, truth: Floats, predicted: Floats) ->
     error = (truth - predicted)[~np.isnan(truth).any(1)]
     # Without a known value on the validation part the training spread is the honest answer.
     return [float(s) for s in error.std(0)] if len(error) > 1 else behaviour.sd
-
-
-def parity_report(model: Neds, recording: Recording, bundle: Bundle) -> dict[str, Any]:
-    """Largest and RMS error of each engine against torch on held-back rows, relative to outputs.
-
-    Every run of consecutive bins starts cold, up to `PARITY_BINS` bins in all. Raises `CheckFailed`
-    when an engine is off by more than `PARITY_LIMIT`.
-    """
-    runs = _first_runs(recording, PARITY_BINS)
-    names = [m.name for m in bundle.manifest.modalities]
-    kept = [m for m, b in enumerate(recording.state.behaviours) if b.name in names]
-    decoded = [decode_rows(model, recording, first, stop) for first, stop in runs]
-    truth = np.concatenate([np.concatenate([d[m] for m in kept], 1) for d in decoded])
-    scale = float(np.abs(truth).max())
-    report: dict[str, Any] = {"reference": "torch batch form, float32", "bins": len(truth)}
-    for name in ("native", "onnx"):
-        engine = load_engine(name, bundle)
-        found = []
-        for first, stop in runs:
-            engine.reset()
-            counts = recording.counts[first:stop].numpy().astype(np.uint16)
-            found += [engine.step(row).copy() for row in counts]
-        error = np.abs(np.stack(found) - truth) / scale
-        if not error.max() <= PARITY_LIMIT:
-            raise CheckFailed(f"parity of engine {name} with torch: {error.max():.2e}, "
-                              f"expected at most {PARITY_LIMIT:.0e}")
-        report[name] = {"max": float(error.max()), "rms": float(np.sqrt((error**2).mean()))}
-    return report
-
-
-def _first_runs(recording: Recording, bins: int) -> list[tuple[int, int]]:
-    """The first runs of the test part, cut to `bins` rows in all."""
-    runs: list[tuple[int, int]] = []
-    for first, stop in recording.runs_within("test"):
-        if bins > 0:
-            runs.append((first, min(stop, first + bins)))
-        bins -= stop - first
-    return runs
