@@ -82,6 +82,9 @@ class PlanEngine:
         if self._host_state.nbytes:
             self._device.copy_within(self._state, self._new_state, self._host_state.nbytes)
 
+    def _end(self, slot: int, present: bool) -> None:
+        """The bin is over."""
+
     def _rehearse(self) -> None:
         raise NotImplementedError
 
@@ -101,6 +104,7 @@ class PlanEngine:
         self._device.mark()
         self._keep(slot, present)
         self._device.wait(ANSWER_LIMIT_S)
+        self._end(slot, present)  # not before: the GPU reads the inputs when it gets to them
         np.copyto(self._outputs, self._results)
         return self._outputs
 
@@ -203,6 +207,8 @@ class StepPlanEngine(PlanEngine):
         if present:
             self._keep_rows[slot]()
         super()._keep(slot, present)
+
+    def _end(self, slot: int, present: bool) -> None:
         self._inputs.end(slot, present)
 
     def _rehearse(self) -> None:
