@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -20,13 +21,16 @@ from torch import Tensor
 from neds.checkpoint import BehaviourState, CheckpointInfo, SessionState, created_by
 from neds.config import ModelConfig
 from neds.dataset import Recording
-from neds.evaluate import decode_part
+from neds.evaluate import decode_part, decode_rows
 from neds.model import BehaviourSpec, BehaviourStitch, Neds, SessionSpec
-from neds.parity import held_back, parity_report
+from neds.precisions import decode_with, errors, precision_report
 from neds_rt.bundle import Bundle, Manifest, ModalityOut, Shape, make_bundle, write_bundle
-from neds_rt.errors import BadInput
+from neds_rt.engines import load_engine
+from neds_rt.errors import BadInput, CheckFailed
 
 Floats = NDArray[np.float32]
+PARITY_BINS = 2000
+PARITY_LIMIT = 1e-4  # of the largest output
 SERVED = {"tokens": "summed", "inputs": "counts"}  # what the runtime's streaming step computes
 
 
@@ -230,7 +234,7 @@ def bundle_parts(
     if "window" in graphs:
         files["window.onnx"] = window_graph(draft)
     draft = make_bundle(**parts, files=files)
-    parity = parity_report(held_back(model, recording, draft), draft)
+    parity = parity_report(model, recording, draft)
     return {**parts, "files": files, "parity": parity}
 
 
@@ -266,3 +270,44 @@ def _residual_sd(behaviour: BehaviourState, truth: Floats, predicted: Floats) ->
     error = (truth - predicted)[~np.isnan(truth).any(1)]
     # Without a known value on the validation part the training spread is the honest answer.
     return [float(s) for s in error.std(0)] if len(error) > 1 else behaviour.sd
+
+
+def parity_report(model: Neds, recording: Recording, bundle: Bundle) -> dict[str, Any]:
+    """Largest and RMS error of each engine against torch on held-back rows, relative to outputs.
+
+    The list "engines" says the same of every precision of the CPU engine, and what it changes of
+    the scores (`neds_rt.engine_parity`); no limit is put on those. Every run of consecutive bins
+    starts cold, up to `PARITY_BINS` bins in all. Raises `CheckFailed` when an engine is off by more
+    than `PARITY_LIMIT`.
+    """
+    runs = held_back_runs(recording)
+    truth = torch_outputs(model, recording, bundle, runs)
+    report: dict[str, Any] = {"reference": "torch batch form, float32", "bins": len(truth)}
+    counts = [recording.counts[first:stop].numpy().astype(np.uint16) for first, stop in runs]
+    for name in ("native", "onnx"):
+        report[name] = errors(decode_with(load_engine(name, bundle), counts), truth)
+        if not report[name]["max"] <= PARITY_LIMIT:
+            raise CheckFailed(f"parity of engine {name} with torch: {report[name]['max']:.2e}, "
+                              f"expected at most {PARITY_LIMIT:.0e}")
+    report["engines"] = msgspec.to_builtins(precision_report(recording, bundle, runs, truth))
+    return report
+
+
+def torch_outputs(
+    model: Neds, recording: Recording, bundle: Bundle, runs: list[tuple[int, int]]
+) -> Floats:
+    """What float32 torch predicts over these runs of rows, (T, n_outputs) as engines give them."""
+    names = [m.name for m in bundle.manifest.modalities]
+    kept = [m for m, b in enumerate(recording.state.behaviours) if b.name in names]
+    decoded = [decode_rows(model, recording, first, stop) for first, stop in runs]
+    return np.concatenate([np.concatenate([d[m] for m in kept], 1) for d in decoded])
+
+
+def held_back_runs(recording: Recording, bins: int = PARITY_BINS) -> list[tuple[int, int]]:
+    """The first runs of the test part, cut to `bins` rows in all."""
+    runs: list[tuple[int, int]] = []
+    for first, stop in recording.runs_within("test"):
+        if bins > 0:
+            runs.append((first, min(stop, first + bins)))
+        bins -= stop - first
+    return runs

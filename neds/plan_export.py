@@ -15,16 +15,22 @@ import torch
 
 from neds.checkpoint import CheckpointInfo
 from neds.dataset import Recording
-from neds.export import BatchDecoder, bundle_parts
+from neds.export import (
+    PARITY_LIMIT,
+    BatchDecoder,
+    bundle_parts,
+    held_back_runs,
+    torch_outputs,
+)
 from neds.model import Neds
-from neds.parity import PARITY_LIMIT, Floats, HeldBack, held_back
 from neds.plan_cpu import PlanOnCpu
+from neds.precisions import Floats, compared, decode_with
 from neds_rt.bundle import Bundle, Manifest, Plan, make_bundle, write_bundle
+from neds_rt.engine_parity import SCORE_LIMIT
 from neds_rt.engines.plan_graph import build_plan_graph, graph_hash, graph_name
 from neds_rt.errors import CheckFailed
 from neds_rt.plans import NO_BFLOAT16, PlanKey, describe, get_plan, product_version
 
-SCORE_LIMIT = 0.005  # by which a plan may change R2, or a class behaviour's balanced accuracy
 WINDOW_PARITY_BINS = 300  # each computes a whole window
 
 
@@ -54,16 +60,18 @@ def export_plans(
     """
     parts = bundle_parts(model, info, recording, behaviours=behaviours, graphs=["step", "window"])
     bundle = make_bundle(**parts)
-    held = held_back(model, recording, bundle)
+    runs = held_back_runs(recording)
+    expected = torch_outputs(model, recording, bundle, runs)
+    shipped: list[dict[str, Any]] = []
     files, parity, plans = dict(parts.pop("files")), dict(parts.pop("parity")), list[Plan]()
     for form in wanted.forms:
         for precision in wanted.precisions:
             graph = build_plan_graph(bundle, form, precision)
-            found = plan_parity(held, bundle, form, precision, graph)
-            parity[f"{form}-{precision}"] = found
+            found = plan_parity(recording, bundle, form, precision, graph, runs, expected)
             if reason := failed(found, precision):
                 say(f"{form} {precision} is not shipped: {reason}")
                 continue
+            shipped.append(found)
             name = graph_name(form, precision)
             files[name] = graph
             for key in _keys(wanted, form, precision, graph_hash(graph), say):
@@ -72,19 +80,28 @@ def export_plans(
                 plans.append(describe(key, plan, name))
     if not plans:
         raise CheckFailed("no plan is left to be shipped")
+    parity["plans"] = shipped
     return write_bundle(out, **parts, files=files, parity=parity, plans=plans)
 
 
 def plan_parity(
-    held: HeldBack, bundle: Bundle, form: str, precision: str, graph: bytes
+    recording: Recording, bundle: Bundle, form: str, precision: str, graph: bytes,
+    runs: list[tuple[int, int]], expected: Floats,
 ) -> dict[str, Any]:
-    """The parity report of one graph with torch in float32, as `HeldBack.compare` makes it."""
+    """How far one graph is from float32 torch, as an entry of `parity["plans"]`.
+
+    `runs` are held-back rows [first, stop), `expected` (T, n_outputs) what torch predicts over
+    them; a window is held against torch on the same window, over the first run's first bins.
+    """
     runner = PlanOnCpu(bundle, form, precision, graph)
-    expected: Floats | None = None
     if form == "window":
-        held = held.first(WINDOW_PARITY_BINS)
-        expected = window_outputs(bundle, held.counts[0])
-    return {"how": runner.how, **held.compare(held.run(runner.reset, runner.step), expected)}
+        runs = [(runs[0][0], min(runs[0][1], runs[0][0] + WINDOW_PARITY_BINS))]
+    counts = [recording.counts[first:stop].numpy().astype(np.uint16) for first, stop in runs]
+    if form == "window":
+        expected = window_outputs(bundle, counts[0])
+    rows = np.concatenate([np.arange(first, stop) for first, stop in runs])
+    found = compared(recording, bundle, rows, decode_with(runner, counts), expected)
+    return {"form": form, "precision": precision, "how": runner.how, "bins": len(rows), **found}
 
 
 def failed(found: dict[str, Any], precision: str) -> str:

@@ -124,7 +124,8 @@ def _summary(out: str, manifest: Manifest) -> dict[str, Any]:
 def _table(out: str, manifest: Manifest) -> str:
     lines = [f"wrote {out}: {len(manifest.plans)} plans"]
     for plan in manifest.plans:
-        parity = manifest.parity[f"{plan.form}-{plan.precision}"]
+        (parity,) = (p for p in manifest.parity["plans"]
+                     if (p["form"], p["precision"]) == (plan.form, plan.precision))
         changes = [abs(c) for c in parity["score_change"].values() if c is not None]
         lines.append(
             f"  {plan.form:6} {plan.precision} {plan.target:5} {plan.product} {plan.version}: "

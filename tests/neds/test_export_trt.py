@@ -140,9 +140,10 @@ def test_export_lists_every_plan_with_its_hashes(checkpoint, tmp_path, capsys):
         assert (len(data), plan.product) == (plan.bytes, "tensorrt-rtx")
         assert plan.build_s > 0
     assert [p["file"] for p in said["plans"]] == [p.file for p in plans]
+    parity = {(p["form"], p["precision"]): p for p in said["parity"]["plans"]}
     for form in FORMS:
-        assert said["parity"][f"{form}-fp32"]["max"] <= 1e-4
-        half = said["parity"][f"{form}-fp16"]
+        assert parity[form, "fp32"]["max"] <= 1e-4
+        half = parity[form, "fp16"]
         assert set(half["score_change"]) == {"velocity", "choice", "heading"}
         assert max(map(abs, half["score_change"].values())) <= 0.005
         assert 1e-6 < half["rms"] < half["max"] < 0.02

@@ -14,8 +14,7 @@ from neds.config import DataConfig, MaskingConfig, ModelConfig, RunConfig, Train
 from neds.data.session import Behaviour, Counts, Session, Units
 from neds.dataset import describe, match, to_recording
 from neds.evaluate import decode_last_bins, decode_part, decode_rows, evaluate
-from neds.export import export
-from neds.parity import held_back, parity_report
+from neds.export import export, parity_report
 from neds.train import train
 from neds_rt.bundle import read_bundle
 from neds_rt.errors import BadInput
@@ -132,9 +131,7 @@ def test_trials_export_with_parity_over_many_runs(tmp_path):
                       graphs=["step"])
     assert manifest.parity["bins"] == 12 * 8  # every trial of the test part, each from a reset
     assert manifest.modalities[0].classes == ["left", "never", "right"]
-    bundle = read_bundle(path)
-    held = held_back(result.model, recording, bundle)
-    assert parity_report(held, bundle)["native"]["max"] <= 1e-4
+    assert parity_report(result.model, recording, read_bundle(path))["native"]["max"] <= 1e-4
 
 
 @pytest.fixture

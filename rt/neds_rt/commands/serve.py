@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
     from neds_rt.bundle import read_bundle
     from neds_rt.config import load_config, parse_probes
+    from neds_rt.engine_parity import precision_warning
     from neds_rt.engines import load_engine
     from neds_rt.server import Server, announce
 
@@ -72,7 +73,11 @@ def run(args: argparse.Namespace) -> int:
     config.check()
     logging.basicConfig(format="neds-rt serve: %(message)s")
     bundle = read_bundle(config.model)
-    server = Server(config, bundle, load_engine(config.engine, bundle))
+    engine = load_engine(config.engine, bundle)
+    warning = precision_warning(engine, bundle.manifest, bundle.where)
+    server = Server(config, bundle, engine)
+    if warning:
+        print(f"neds-rt serve: {warning}", file=sys.stderr)
     with _Signals(server):
         summary = server.run(announce)
     print(_text(summary))
