@@ -14,8 +14,11 @@ from msgspec.structs import replace
 from neds import plan_export
 from neds.checkpoint import CHECKPOINT_SCHEMA, CheckpointInfo, created_by, save_checkpoint
 from neds.cli import main
+from neds.config import load_recipe
 from neds.data.store import write_session
+from neds.dataset import describe, to_recording
 from neds.export import BatchDecoder
+from neds.model import Neds, SessionSpec
 from neds.plan_cpu import PlanOnCpu
 from neds.plan_export import Wanted, export_plans, failed, window_outputs
 from neds_rt.bundle import ModalityOut, Shape, random_bundle, read_bundle
@@ -23,6 +26,7 @@ from neds_rt.engines import load_engine
 from neds_rt.engines.onnx_nodes import bfloat16_bits
 from neds_rt.engines.plan_graph import FORMS, build_plan_graph
 from neds_rt.errors import BadInput
+from tests.neds.conftest import BIN_S, make_session
 from tests.rt.reference_step import run_reference
 
 MODALITIES = [
@@ -226,3 +230,26 @@ def test_a_behaviour_subset_leaves_the_others_out_of_the_plan(checkpoint, tmp_pa
     assert [d.dim_value for d in outputs.type.tensor_type.shape.dim] == [2]
     heads = [c for c in graph.initializer if c.name.startswith("head.")]
     assert {tuple(c.dims) for c in heads} == {(32, 2), (2,)}
+
+
+def test_plans_of_the_default_model(tmp_path):
+    """The recipe's size, 200 units: every form and precision for two GPUs, without one."""
+    pytest.importorskip("tensorrt_rtx")
+    changes = [f"data.bin_size_s={BIN_S}", "data.behaviours=['velocity']"]
+    config = load_recipe("indy_many", changes)
+    session = make_session(bins=600, units=200)
+    binned, state = describe(session, config.data, config.model.window)
+    recording = to_recording(binned, state)
+    torch.manual_seed(0)
+    specs = [SessionSpec(state.session, 200, tuple(b.spec for b in state.behaviours))]
+    model = Neds(config.model, specs).eval()
+    info = CheckpointInfo(CHECKPOINT_SCHEMA, created_by(), config, [state], 0, {})
+    wanted = Wanted(list(FORMS), ["fp32", "fp16"], {"tensorrt-rtx": ["sm86", "sm89"]})
+    manifest = export_plans(model, info, recording, tmp_path / "x.neds",
+                            behaviours=[], wanted=wanted, say=pytest.fail)
+    assert (manifest.shape.hidden, manifest.shape.layers) == (192, 4)
+    assert len({p.file for p in manifest.plans}) == len(manifest.plans) == 8
+    files = read_bundle(tmp_path / "x.neds").files  # verified: each is what the manifest lists
+    for plan in manifest.plans:
+        assert len(files[plan.file]) == plan.bytes
+        assert plan.bytes > 0.9 * len(files[plan.graph])  # the weights are in it
