@@ -28,8 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--product", default="", metavar="P[,P...]",
                         help="tensorrt, tensorrt-rtx (all that are installed)")
     parser.add_argument("--target", default="", metavar="SM[,SM...]",
-                        help="GPUs to build for, such as sm86,sm89 (this machine's, or else those "
-                        "that tensorrt-rtx builds for)")
+                        help="GPUs to build for, such as sm86,sm89 (this machine's, or without one "
+                        "sm86,sm89,sm120)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -64,7 +64,13 @@ def _targets(products: list[str], targets: list[str]) -> dict[str, list[str]]:
     import sys
 
     from neds_rt.errors import BadInput, StartError
-    from neds_rt.plans import RTX_TARGETS, check_target, installed_products, product_module
+    from neds_rt.plans import (
+        RTX_TARGETS,
+        USUAL_TARGETS,
+        check_target,
+        installed_products,
+        product_module,
+    )
 
     named = list(products)
     products = products or installed_products()
@@ -78,7 +84,7 @@ def _targets(products: list[str], targets: list[str]) -> dict[str, list[str]]:
         for target in targets:
             check_target(product, target)
         if product == "tensorrt-rtx":
-            chosen[product] = targets or ([here] if here in RTX_TARGETS else list(RTX_TARGETS))
+            chosen[product] = targets or ([here] if here in RTX_TARGETS else list(USUAL_TARGETS))
         elif here and set(targets) <= {here}:
             chosen[product] = [here]
         elif not named and len(products) > 1:

@@ -25,6 +25,7 @@ from neds_rt.manifest import Plan
 PRODUCTS = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # name -> Python module
 EXTRAS = {"tensorrt": "trt", "tensorrt-rtx": "trt-rtx"}
 RTX_TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
+USUAL_TARGETS = ("sm86", "sm89", "sm120")  # of the workstations that rigs have
 NO_BFLOAT16 = ("sm75",)
 CACHE_VARIABLE = "NEDS_CACHE"
 _HEADER_LIMIT = 4096

@@ -245,11 +245,11 @@ def test_plans_of_the_default_model(tmp_path):
     model = Neds(config.model, specs).eval()
     info = CheckpointInfo(CHECKPOINT_SCHEMA, created_by(), config, [state], 0, {})
     wanted = Wanted(list(FORMS), ["fp32", "fp16"], {"tensorrt-rtx": ["sm86", "sm89"]})
-    manifest = export_plans(model, info, recording, tmp_path / "x.neds",
+    manifest = export_plans(model, info, recording, tmp_path / "x",
                             behaviours=[], wanted=wanted, say=pytest.fail)
     assert (manifest.shape.hidden, manifest.shape.layers) == (192, 4)
     assert len({p.file for p in manifest.plans}) == len(manifest.plans) == 8
-    files = read_bundle(tmp_path / "x.neds").files  # verified: each is what the manifest lists
+    files = read_bundle(tmp_path / "x").files  # verified: each is what the manifest lists
     for plan in manifest.plans:
         assert len(files[plan.file]) == plan.bytes
         assert plan.bytes > 0.9 * len(files[plan.graph])  # the weights are in it
