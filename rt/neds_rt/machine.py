@@ -6,6 +6,7 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ def machine_facts() -> dict[str, Any]:
         "kernel": platform.release(),
         "arch": platform.machine(),
         "python": platform.python_version(),
-        "versions": _versions(),
+        "versions": package_versions(PACKAGES),
     }
 
 
@@ -65,6 +66,17 @@ def commit() -> str | None:
     return done.stdout.strip() or None
 
 
+def package_versions(names: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those of these distributions that are installed."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
 def _cpu_model() -> str:
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -87,13 +99,3 @@ def _memory_gb() -> float | None:
     except (ValueError, OSError, AttributeError):
         return None
     return round(total / 1e9, 1)
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -38,7 +38,8 @@ def values_of(raw: bytes) -> NDArray[np.float64]:
         values = decode_message(raw).values.values()
     except msgspec.DecodeError:
         return np.zeros(0)
-    return np.array([x for v in values for x in (v.mean or v.p or [v.angle])], float)
+    numbers = [v.mean or v.p or [np.nan if v.angle is None else v.angle] for v in values]
+    return np.array([x for part in numbers for x in part], np.float64)
 
 
 def engine_row(
@@ -125,6 +126,8 @@ def print_table(report: dict[str, Any]) -> None:
                 name = row["engine"].rpartition(".")[2] if label == "arrival to publish" else ""
                 table.add_row(name, label, *summary_line(row, key))
         table.add_row("", "a bin late / lost", str(row["late"]), str(row["lost"]))
+        if row["cpu_us_a_bin"] is not None:
+            table.add_row("", "CPU of a bin", f"{row['cpu_us_a_bin'] / 1e3:.3f}")
         above = row["above_echo"]
         if above:
             table.add_row("", "above echo", f"{above['median_steps']:.2f} steps", "",
