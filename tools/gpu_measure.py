@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from neds_rt.bundle import Bundle, ModalityOut, Shape, random_bundle
 from neds_rt.engines import Engine, load_engine
-from neds_rt.stats import percentiles
+from neds_rt.latency.steps import fill_window, make_rows, paced_us, summary, tight_us
 
-UNITS, RATE_HZ, BIN_S, POOL = 600, 10.0, 0.02, 256
+UNITS, RATE_HZ, BIN_S = 600, 10.0, 0.02
 MODALITIES = [
     ModalityOut(name="wheel", kind="continuous", n_outputs=1),
     ModalityOut(name="whisker", kind="continuous", n_outputs=1),
@@ -39,13 +37,6 @@ def make_model(name: str, units: int = UNITS) -> Bundle:
 def n_parameters(bundle: Bundle) -> int:
     """Return the number of weights."""
     return sum(w.size for w in bundle.weights.values())
-
-
-def make_counts(bundle: Bundle, n_bins: int, seed: int = 0) -> NDArray[np.uint16]:
-    """Return spike counts (n_bins, units) of units that fire at 10 Hz on average."""
-    rng = np.random.default_rng(seed)
-    size = (n_bins, len(bundle.manifest.units))
-    return rng.poisson(RATE_HZ * BIN_S, size).astype(np.uint16)
 
 
 @dataclass(frozen=True)
@@ -99,7 +90,7 @@ def window_candidate(precision: str, how: str, last_bin_only: bool) -> Candidate
 def parity(engine: Engine, bundle: Bundle, bins: int) -> float:
     """Largest difference to the CPU engine over a stream with lost bins, of the largest output."""
     reference = load_engine("native", bundle)
-    counts = make_counts(bundle, bins, seed=5)
+    counts = make_rows(bundle, RATE_HZ, bins, seed=5)
     present = np.random.default_rng(6).random(bins) >= 0.05
     present[bins // 2 : bins // 2 + bundle.manifest.shape.window // 2] = False
     engine.reset()
@@ -116,51 +107,16 @@ def parity(engine: Engine, bundle: Bundle, bins: int) -> float:
 
 def tight(engine: Engine, bundle: Bundle, steps: int, limit_s: float) -> dict[str, Any]:
     """Time of a step, one after the other; microseconds."""
-    return _summary(list(_timed(engine, bundle, steps, limit_s, 0.0, 0.0)))
+    rows = make_rows(bundle, RATE_HZ)
+    fill_window(engine, bundle, rows)
+    return summary(tight_us(engine, rows, steps, limit_s))
 
 
 def paced(
     engine: Engine, bundle: Bundle, steps: int, period_s: float, warm_every_s: float = 0.0
 ) -> dict[str, Any]:
     """Time of a step that comes every `period_s`; between steps `warm` every `warm_every_s`."""
-    limit_s = steps * period_s * 1.5 + 1.0
-    found = _summary(list(_timed(engine, bundle, steps, limit_s, period_s, warm_every_s)))
+    rows = make_rows(bundle, RATE_HZ)
+    fill_window(engine, bundle, rows)
+    found = summary(paced_us(engine, rows, steps, period_s, warm_every_s))
     return {**found, "period_s": period_s, "warm_every_s": warm_every_s}
-
-
-def _timed(
-    engine: Engine, bundle: Bundle, steps: int, limit_s: float, period_s: float, warm_s: float
-) -> Iterator[float]:
-    rows = list(make_counts(bundle, POOL))
-    for row in rows[: bundle.manifest.shape.window + 5]:
-        engine.step(row)
-    clock = time.perf_counter_ns
-    end = clock() + int(limit_s * 1e9)
-    due = clock()
-    for i in range(steps):
-        if period_s:
-            due += int(period_s * 1e9)
-            _wait_until(due, engine, int(warm_s * 1e9))
-        row = rows[i % POOL]
-        start = clock()
-        engine.step(row)
-        now = clock()
-        yield (now - start) / 1e3
-        if now > end:
-            return
-
-
-def _wait_until(due: int, engine: Engine, warm_ns: int) -> None:
-    """Sleep, then spin for the last 0.3 ms; with `warm_ns` call `warm` so often, never too late."""
-    clock = time.perf_counter_ns
-    next_warm = clock() + warm_ns if warm_ns else due
-    while (now := clock()) < due:
-        if warm_ns and now >= next_warm and due - now > 300_000:
-            engine.warm()
-            next_warm += warm_ns
-        elif min(due, next_warm) - now > 400_000:
-            time.sleep((min(due, next_warm) - now - 300_000) / 1e9)
-
-
-def _summary(took: list[float]) -> dict[str, Any]:
-    return {"steps": len(took), **(percentiles(np.array(took)) or {})}
