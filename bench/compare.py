@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # run as a program, its neighbours are not on the path
     sys.path.insert(0, str(ROOT))
 
-from bench.report_file import finish  # noqa: E402
+from bench.output import finish  # noqa: E402
 from neds_rt.bundle import read_bundle  # noqa: E402
 from neds_rt.errors import BadInput, NedsError, StartError  # noqa: E402
 from neds_rt.latency.random_model import parse_sizes, write_random  # noqa: E402

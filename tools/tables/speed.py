@@ -6,10 +6,9 @@ import math
 import re
 from collections.abc import Sequence
 
+from tools.tables.engines import SERVERS, above_table
 from tools.tables.page import NONE, Result, markdown
 
-ENGINES = {"neds.torch_engine:EagerWindow": "eager torch recomputing the window",
-           "neds.torch_engine:EagerLastBin": "eager torch, last layer for the newest bin only"}
 FIGURES = {"arrival_to_publish_us": "arrival to publish", "service_us": "service",
            "step_us": "step, paced", "step_hot_us": "step, tight loop"}
 PERCENTILES = ("p50", "p99", "p999", "max")
@@ -27,14 +26,15 @@ def latency_table(results: Sequence[Result]) -> str:
             rows.append([f"**{sizes(result['model'])}**", "", "", "", ""])
         rows.append(["echo, arrival to publish", *percentile_cells(result["echo_us"])])
         for engine in result["engines"]:
-            name = ENGINES.get(engine["engine"], engine["engine"])
+            name = SERVERS.get(engine["engine"], engine["engine"])
             # One slower than the pace falls further behind with every bin: no latency to report.
             behind = 2 * engine.get("late", 0) > result.get("bins", math.inf)
             for key, label in FIGURES.items():
                 dropped = behind and key == "arrival_to_publish_us"
                 cells = percentile_cells(None if dropped else engine.get(key))
                 rows.append([f"{name}, {label}", *cells])
-    return markdown(rows)
+    above = above_table(results)
+    return markdown(rows) + (f"\n{above}" if above else "")
 
 
 def sizes(model: Result) -> str:
