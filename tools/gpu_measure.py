@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -47,17 +47,16 @@ class Candidate:
     form: str
     precision: str
     make: Callable[[Bundle], Engine]
-    options: dict[str, Any] = field(default_factory=dict)
 
 
-def cuda_candidate(precision: str, label: str = "", **options: Any) -> Candidate:
-    """Return the hand-written kernel with `options`."""
+def cuda_candidate(precision: str) -> Candidate:
+    """Return the hand-written kernel."""
     def make(bundle: Bundle) -> Engine:
         from neds_rt.engines.cuda import CudaEngine
 
-        return CudaEngine(bundle, precision=precision, **options)
+        return CudaEngine(bundle, precision=precision)
 
-    return Candidate(f"cuda{label}", "step", precision, make, options)
+    return Candidate("cuda", "step", precision, make)
 
 
 def native_candidate() -> Candidate:
@@ -65,26 +64,52 @@ def native_candidate() -> Candidate:
     return Candidate("native (CPU)", "step", "float32", lambda b: load_engine("native", b))
 
 
-def torch_step_candidate(precision: str, graph: bool) -> Candidate:
+def plan_candidate(form: str, precision: str) -> Candidate:
+    """Return the plan of TensorRT for RTX, built here from its graph."""
+    def make(bundle: Bundle) -> Engine:
+        from neds_rt.engines.plan_graph import build_plan_graph, graph_name
+        from neds_rt.engines.tensorrt import RtxEngine, RtxWindow
+
+        short = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}[precision]
+        graph = {graph_name(form, short): build_plan_graph(bundle, form, short)}
+        whole = Bundle(bundle.manifest, bundle.weights, {**bundle.files, **graph})
+        return (RtxEngine if form == "step" else RtxWindow)(whole, precision=precision)
+
+    return Candidate("tensorrt_rtx", form, precision, make)
+
+
+def torch_step_candidate(precision: str, graph: bool, device: str = "") -> Candidate:
     """Return the torch step, launched by operation or as a CUDA graph."""
     def make(bundle: Bundle) -> Engine:
         from neds.cudagraph_engine import GraphStep, TorchStep
 
-        return (GraphStep if graph else TorchStep)(bundle, precision=precision)
+        return (GraphStep if graph else TorchStep)(bundle, precision=precision, device=device)
 
     return Candidate("torch cudagraph" if graph else "torch eager", "step", precision, make)
 
 
-def window_candidate(precision: str, how: str, last_bin_only: bool) -> Candidate:
+def window_candidate(
+    precision: str, how: str, last_bin_only: bool, device: str = ""
+) -> Candidate:
     """Return the recomputed window in torch."""
     def make(bundle: Bundle) -> Engine:
         from neds.window_engines import WindowEngine
 
-        return WindowEngine(bundle, precision, how, last_bin_only)
+        return WindowEngine(bundle, precision, how, last_bin_only, device)
 
     kind = "last bin" if last_bin_only else "all bins"
     name = {"eager": "torch eager", "graph": "torch cudagraph"}.get(how, f"torch.compile {how}")
     return Candidate(f"{name}, {kind}", "window", precision, make)
+
+
+def step_bytes(bundle: Bundle, weight_bytes: int) -> int:
+    """Return the bytes a step has to read: weights but the input's, of which few rows, and rings.
+
+    `weight_bytes` are those of one weight; keys and values are float32.
+    """
+    shape = bundle.manifest.shape
+    weights = n_parameters(bundle) - bundle.weights["input.weight"].size
+    return weight_bytes * weights + 8 * shape.layers * shape.window * shape.hidden
 
 
 def parity(engine: Engine, bundle: Bundle, bins: int) -> float:

@@ -62,6 +62,10 @@ def gpu_table(results: Sequence[Result]) -> str:
             form = "" if e["form"] == "step" else ", window recomputed"
             rows.append([f"{_prefix(e, many)}{e['engine']}{form}", e["precision"],
                          *percentile_cells(e["step_us"], 1, 0), parity_cell(e)])
+            if paced := e.get("paced_us"):
+                rows.append([f"{_prefix(e, many)}{e['engine']}{form}, one every "
+                             f"{paced['period_s'] * 1e3:g} ms ({paced['steps']} steps)",
+                             e["precision"], *percentile_cells(paced, 1, 0), NONE])
         for e in result.get("paced", []):
             if "period_s" not in e:
                 continue
@@ -86,6 +90,11 @@ def gpu_words(result: Result, measured: Sequence[Result]) -> str:
     models = {e["model"]: e["parameters"] for e in measured}
     known = ", ".join(f"{name} ({count:,} parameters)" for name, count in models.items())
     words = [f"{result.get('gpu', {}).get('name', 'no GPU')}; model {known}"]
+    floors = {row["name"].removeprefix("floor_us_").replace("_", " "): row["value"]
+              for row in result.get("floor", []) if str(row.get("name")).startswith("floor_us_")}
+    if floors:
+        words.append("floor (empty launch, and bytes over bandwidth) in microseconds: "
+                     + ", ".join(f"{name} {value:.0f}" for name, value in floors.items()))
     tests = result.get("tests", [])
     errors = [row["error"] for row in tests if "check" in row]
     failed = dict.fromkeys(name for row in tests if isinstance(row.get("error"), str)
