@@ -375,7 +375,7 @@ def test_gpu_figures_stand_beside_the_floor_of_the_same_run():
     paced = {**figure(50.0), "period_s": 0.001, "warm_every_s": 0.0, "steps": 20_000}
     made["engines"][0] = {**made["engines"][0], "paced_us": paced}
     text = speed.gpu_table([made])
-    assert "floor (empty launch, and bytes over bandwidth) in microseconds: 2.9M bfloat16 10" in text
+    assert "bytes over bandwidth) in microseconds: 2.9M bfloat16 10; " in text
     assert lines_of(text)[3] == (
         "| cuda, one every 1 ms (20000 steps) | float32 | 50 | 100 | 150 | 200 | – |")
 

@@ -92,12 +92,15 @@ def gpu_facts() -> dict[str, Any]:
 
 
 def tests(args: argparse.Namespace, rows: list[Any], budget: Budget) -> None:
-    """Run the GPU tests; their errors against the float64 reference are kept."""
+    """Run the GPU tests; their errors against the float64 reference are kept.
+
+    The project's options have `-q` already: one more, and the line with the counts is gone.
+    """
     chosen = TESTS[:1] if args.dry_run else TESTS
     with tempfile.TemporaryDirectory() as folder:
         parity_file = Path(folder) / "parity.jsonl"
         environment = {**os.environ, "NEDS_PARITY_FILE": str(parity_file)}
-        words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default",
+        words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-W", "default",
                  "--timeout=60", "--durations=5", *chosen]
         done = subprocess.run(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE,
                               stderr=subprocess.STDOUT, text=True, timeout=max(budget.left, 1.0))
