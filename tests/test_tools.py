@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from neds_rt.errors import BadInput
-from tools.tables import accuracy, compared, engines, speed
+from tools.tables import accuracy, compared, engines, precisions, speed
 from tools.tables.page import read_result, replace_block
 from tools.tables.rows import pool
 
@@ -378,6 +378,33 @@ def test_gpu_figures_stand_beside_the_floor_of_the_same_run():
     assert "bytes over bandwidth) in microseconds: 2.9M bfloat16 10; " in text
     assert lines_of(text)[3] == (
         "| cuda, one every 1 ms (20000 steps) | float32 | 50 | 100 | 150 | 200 | – |")
+
+
+def test_precisions_by_what_they_change_and_by_the_floor():
+    engine = {"engine": "native", "precision": "int8", "max": 0.0123, "rms": 0.004,
+              "score_change": {"velocity": -0.00123, "choice": None}}
+    made = {"sessions": [{"session": "a", "bins": 9, "torch": {"velocity": 0.8, "choice": 0.7},
+                          "engines": [engine]}],
+            "stream": {"session": "a", "bins": 100_000, "int8": {"max": 0.02, "rms": 0.005}}}
+    assert lines_of(precisions.parity_table([made])) == [
+        "| against torch float32 | precision | largest error | RMS error | change of velocity | "
+        "change of choice |",
+        "| --- | --: | --: | --: | --: | --: |",
+        "| a, 9 test bins (velocity 0.800, choice 0.700) | int8 | 1.2e-02 | 4.0e-03 | -0.0012 | "
+        "– |",
+        "| a, one stream of 100000 bins | int8 | 2.0e-02 | 5.0e-03 | – | – |",
+    ]
+    span = {"min": 90.0, "p50": 100.4, "p99": 200.0}
+    case = {"precision": "int8", "bytes": 3_456_789, "of_floor": 1.5, "of_floor_min": 1.2,
+            "us": {"read": span, "step": span}, "gb_s": {"read": 34.4, "step": 34.4}}
+    made = {"sizes": {"units": 600, "hidden": 256, "layers": 5, "window": 100},
+            "precisions": [case]}
+    assert lines_of(precisions.floor_table([made])) == [
+        "| 600 units, width 256, 5 layers, window 100; µs (GB/s) | MB read | reading, in a loop | "
+        "step, in a loop | step over reading |",
+        "| --- | --: | --: | --: | --: |",
+        "| int8 | 3.46 | 100 (34) | 100 (34) | 1.50 |",
+    ]
 
 
 def test_throughput_and_memory():

@@ -11,7 +11,7 @@ any of the pages, which are README.md and bench/README.md.
                                                   table takes the models of its protocol
     new-session, discrete                         new-session-*.json, steinmetz-*.json
     tried, gpu, latency, throughput, memory       tried-*.json, gpu-*.json, latency*.json and so on
-    compare, sizes, plans                         compare*.json, sizes*.json, plans*.json
+    compare, sizes, plans, parity, floor          compare*.json, sizes*.json and so on
 
 SET is the data set's name up to the next dash; several sets have a table each. Without results of
 `within`, its place shows accuracy-*.json, sessions trained alone. Pictures go below their tables:
@@ -33,7 +33,7 @@ if str(ROOT) not in sys.path:  # run as a program, its neighbours are not on the
 
 from bench.protocols import PROTOCOLS  # noqa: E402
 from neds_rt.errors import BadInput  # noqa: E402
-from tools.tables import accuracy, compared, engines, speed  # noqa: E402
+from tools.tables import accuracy, compared, engines, precisions, speed  # noqa: E402
 from tools.tables.page import Result, origin, read_result, replace_block  # noqa: E402
 from tools.tables.rows import Score, pool  # noqa: E402
 
@@ -54,6 +54,8 @@ OTHERS: dict[str, tuple[str, Callable[[Sequence[Result]], str]]] = {
     "compare": ("compare*.json", engines.compare_table),
     "sizes": ("sizes*.json", engines.sizes_table),
     "plans": ("plans*.json", engines.plans_table),
+    "parity": ("parity*.json", precisions.parity_table),
+    "floor": ("floor*.json", precisions.floor_table),
     "gpu": ("gpu-*.json", speed.gpu_table),
     "throughput": ("throughput*.json", speed.throughput_table),
     "memory": ("memory*.json", speed.memory_table),
