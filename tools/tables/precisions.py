@@ -47,8 +47,8 @@ def floor_table(results: Sequence[Result]) -> str:
     for result in results:
         sizes, cases = result["sizes"], result["precisions"]
         keys = [key for key in TIMES if all(key in case["us"] for case in cases)]
-        head = (f"{sizes['units']} units, width {sizes['hidden']}, {sizes['layers']} layers, window "
-                f"{sizes['window']}; µs (GB/s)")
+        head = (f"{sizes['units']} units, width {sizes['hidden']}, {sizes['layers']} layers, "
+                f"window {sizes['window']}; µs (GB/s)")
         rows = [[head, "MB read", *(TIMES[key] for key in keys), "step over reading"]]
         for case in cases:
             times = [f"{case['us'][key]['p50']:.0f} ({case['gb_s'][key]:.0f})" for key in keys]
