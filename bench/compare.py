@@ -119,10 +119,10 @@ def compare(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     with LiveBench(model, manifest, contenders, plan) as bench:
         report = bench.run()
     for row in report["engines"]:
-        row["kind"] = "alternative" if row["engine"] in present else "engine"
+        row["kind"] = "alternative" if row["name"] in present else "engine"
     return {
         **report,
-        "not_installed": [{"engine": name, "package": found} for name, found in missing.items()],
+        "not_installed": [{"name": name, "package": found} for name, found in missing.items()],
         "bins": args.bins, "bins_per_second": args.bins_per_second,
         "model": {
             **msgspec.to_builtins(manifest.shape), "units": len(manifest.units),
@@ -137,7 +137,7 @@ def print_report(report: dict[str, Any]) -> None:
     """Print the table, then what was not there to be run."""
     print_table(report)
     for row in report["not_installed"]:
-        print(f"{row['engine']}: not installed (pip install {row['package']})")
+        print(f"{row['name']}: not installed (pip install {row['package']})")
 
 
 def missing_package(name: str) -> str | None:

@@ -63,7 +63,7 @@ class Entry:
 
     def row(self) -> dict[str, Any]:
         """Return the figures, JSON-ready."""
-        return {**self.sizes, "parameters": self.parameters, "engine": self.name,
+        return {**self.sizes, "parameters": self.parameters, "name": self.name,
                 "precision": self.engine.precision, "step_us": summary(self.paced),
                 "step_hot_us": summary(self.tight)}
 
@@ -162,7 +162,7 @@ def print_table(report: dict[str, Any]) -> None:
           f"{'p99.9':>8} {'tight p50':>10} {'p99':>8}")
     for row in report["rows"]:
         paced, tight = row["step_us"], row["step_hot_us"]
-        print(f"{row['units']:6} {row['window']:6} {row['hidden']:6} {row['engine']:14} "
+        print(f"{row['units']:6} {row['window']:6} {row['hidden']:6} {row['name']:14} "
               f"{paced['p50']:10.1f} {paced['p99']:8.1f} {paced['p999']:8.1f} "
               f"{tight['p50']:10.1f} {tight['p99']:8.1f}")
 

@@ -38,7 +38,7 @@ def run(tmp_path_factory):
 def test_every_server_answers_every_bin_with_the_same_outputs(run):
     code, report, names = run
     assert code == 0
-    assert [row["engine"] for row in report["engines"]] == ["native", *names]
+    assert [row["name"] for row in report["engines"]] == ["native", *names]
     assert [row["kind"] for row in report["engines"]] == ["engine"] + ["alternative"] * len(names)
     for row in report["engines"]:
         assert row["lost"] == 0
@@ -53,7 +53,7 @@ def test_every_server_answers_every_bin_with_the_same_outputs(run):
 
 def test_what_is_not_installed_is_a_row_of_its_own(run):
     _, report, _ = run
-    assert report["not_installed"] == [{"engine": "nobody", "package": "no_such"}]
+    assert report["not_installed"] == [{"name": "nobody", "package": "no_such"}]
 
 
 def test_file_says_how_it_was_made(run):
@@ -145,12 +145,12 @@ def test_what_is_above_the_echo(arrival, steps, ratio, within):
 
 
 def test_difference_is_of_the_largest_output():
-    echo = Seen("echo", [10.0])
-    first = Seen("a", [20.0], full_window=np.array([1.0, -4.0]))
-    other = Seen("b", [20.0], full_window=np.array([1.2, -4.0]))
+    echo = Seen("echo", arrival_us=[10.0])
+    first = Seen("a", arrival_us=[20.0], full_window=np.array([1.0, -4.0]))
+    other = Seen("b", arrival_us=[20.0], full_window=np.array([1.2, -4.0]))
     summary = {"precision": "float32", "latency": {"step_us": percentiles(np.ones(3))}}
     assert engine_row(other, summary, echo, first)["difference"] == pytest.approx(0.05)
-    assert engine_row(Seen("c", [1.0]), summary, echo, first)["difference"] is None
+    assert engine_row(Seen("c", arrival_us=[1.0]), summary, echo, first)["difference"] is None
 
 
 def test_cpu_seconds_count_work_and_not_waiting():

@@ -24,7 +24,7 @@ def report(tmp_path_factory):
 
 
 def test_one_size_is_varied_at_a_time(report):
-    found = [(r["units"], r["window"], r["hidden"], r["engine"]) for r in report["rows"]]
+    found = [(r["units"], r["window"], r["hidden"], r["name"]) for r in report["rows"]]
     points = [(30, 12, 64), (20, 12, 64), (30, 6, 64), (30, 12, 32)]
     assert found == [(*point, engine) for point in points for engine in ("native", "onnx")]
     assert report["base"] == SMALL

@@ -134,7 +134,8 @@ def figure(p50):
 
 def compare_result():
     def server(name, kind, us, late, cpu):
-        return {"engine": name, "kind": kind, "late": late, "lost": 0, "cpu_us_a_bin": cpu,
+        return {"name": name, "engine": name, "kind": kind, "late": late, "lost": 0,
+                "cpu_us_a_bin": cpu,
                 "difference": 0.0 if kind == "engine" else 1.234e-6,
                 "arrival_to_publish_us": figure(us + 500), "service_us": figure(us),
                 "above_echo": {"median_us": us, "median_steps": 1.25, "tail_ratio": 1.1,
@@ -143,7 +144,7 @@ def compare_result():
     return {
         "engines": [server("native", "engine", 300.0, 0, 500.0),
                     server("zmq_torch", "alternative", 9000.0, 80, None)],
-        "not_installed": [{"engine": "zmq_openvino", "package": "openvino"}],
+        "not_installed": [{"name": "zmq_openvino", "package": "openvino"}],
         "echo_us": figure(200.0), "echo_late": 1, "echo_lost": 0, "echo_cpu_us_a_bin": 100.0,
         "bins": 100, "bins_per_second": 50.0, "rounds": 4, "versions": {"torch": "2.13.0"},
         "model": {"units": 600, "hidden": 128, "layers": 5, "window": 100},
@@ -156,7 +157,7 @@ def sizes_result():
     points = [base, {**base, "units": 100}, {**base, "window": 25}]
     return {
         "base": base, "axes": ["units", "window", "hidden"], "layers": 5, "period_s": 0.02,
-        "rows": [{**point, "parameters": 1_230_000, "engine": engine, "precision": "float32",
+        "rows": [{**point, "parameters": 1_230_000, "name": engine, "precision": "float32",
                   "step_us": figure(us), "step_hot_us": figure(us / 4)}
                  for point in points for engine, us in (("native", 100.0), ("onnx", 400.0))],
     }

@@ -32,7 +32,7 @@ from neds.plots import (  # noqa: E402
 )
 from neds_rt.errors import BadInput  # noqa: E402
 from tools.make_tables import POOLED, read_all, sets_of  # noqa: E402
-from tools.tables.engines import SERVERS, size_curves  # noqa: E402
+from tools.tables.engines import SERVERS, engine_name, size_curves  # noqa: E402
 from tools.tables.page import Result  # noqa: E402
 from tools.tables.rows import (  # noqa: E402
     Score,
@@ -147,7 +147,7 @@ def latency_lines(result: Result) -> Any:
     axis = figure.subplots()
     axis.spines[["top", "right"]].set_visible(False)
     at = range(len(PERCENTILES))
-    lines = [(f"{SERVERS.get(e['engine'], e['engine'])}, service", e["service_us"], "-")
+    lines = [(f"{SERVERS.get(engine_name(e), engine_name(e))}, service", e["service_us"], "-")
              for e in result["engines"]]
     lines += [("native, arrival to publish", e["arrival_to_publish_us"], "--")
               for e in result["engines"] if e["engine"] == "native"]

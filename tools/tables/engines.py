@@ -21,8 +21,13 @@ AXES = {"units": ("{} units", "units"), "window": ("window of {} bins", "window,
 
 def server_words(row: Result) -> str:
     """A server as tables name it."""
-    name = str(row["engine"])
+    name = engine_name(row)
     return SERVERS.get(name) or f"`neds-rt serve --engine {name}`"
+
+
+def engine_name(row: Result) -> str:
+    """An engine with its precision where one was asked for; old results have no `name`."""
+    return str(row.get("name", row["engine"]))
 
 
 def compare_table(results: Sequence[Result]) -> str:
@@ -43,7 +48,7 @@ def compare_table(results: Sequence[Result]) -> str:
                      *_cells(row["service_us"]), f"{missed} of {result['bins']}",
                      _share(row["cpu_us_a_bin"], period_us), _differ(row["difference"])]
             rows.append(bold(cells) if row["kind"] == "engine" else cells)
-        rows += [[SERVERS.get(gone["engine"], gone["engine"]),
+        rows += [[SERVERS.get(gone["name"], gone["name"]),
                   f"not installed ({gone['package']})", *[NONE] * 10]
                  for gone in result.get("not_installed", [])]
         tables.append(f"{_words(result)}\n\n{markdown(rows)}")
@@ -65,9 +70,9 @@ def _ratios(result: Result) -> str:
     theirs = [r for r in result["engines"] if r["kind"] == "alternative"]
     if ours is None or not theirs:
         return ""
-    times = [f"{SERVERS[r['engine']]} {r['service_us']['p50'] / ours['service_us']['p50']:.1f} "
+    times = [f"{server_words(r)} {r['service_us']['p50'] / ours['service_us']['p50']:.1f} "
              f"and {r['service_us']['p999'] / ours['service_us']['p999']:.1f}" for r in theirs]
-    return (f" Service, times that of `{ours['engine']}` at the median and at p99.9: "
+    return (f" Service, times that of `{ours['name']}` at the median and at p99.9: "
             f"{'; '.join(times)}.")
 
 
@@ -79,8 +84,8 @@ def above_table(results: Sequence[Result]) -> str:
         for row in result["engines"]:
             above = row.get("above_echo")
             if above and row.get("kind", "engine") == "engine":
-                steps, ratio = f"{above['median_steps']:.2f}", f"{above['tail_ratio']:.2f}"
-                rows.append([f"`{row['engine']}`", f"{above['median_us'] / 1e3:.3f}", steps, ratio])
+                rows.append([f"`{engine_name(row)}`", f"{above['median_us'] / 1e3:.3f}",
+                             f"{above['median_steps']:.2f}", f"{above['tail_ratio']:.2f}"])
     return markdown(rows) if len(rows) > 1 else ""
 
 
@@ -88,7 +93,7 @@ def sizes_table(results: Sequence[Result]) -> str:
     """A row a size, a column an engine: paced p50, p99 and p99.9, and the tight loop's p50."""
     tables = []
     for result in results:
-        engines = list(dict.fromkeys(row["engine"] for row in result["rows"]))
+        engines = list(dict.fromkeys(row["name"] for row in result["rows"]))
         base = ", ".join(AXES[axis][0].format(result["base"][axis]) for axis in result["axes"])
         head = f"{base}, {result['layers']} layers, but"
         rows = [[head, "parameters", *(f"`{engine}`" for engine in engines)]]
@@ -109,14 +114,14 @@ def _along(result: Result, axis: str) -> list[tuple[int, dict[str, Result]]]:
     others = {a: n for a, n in result["base"].items() if a != axis}
     rows = [row for row in result["rows"] if all(row[a] == n for a, n in others.items())]
     sizes = sorted({row[axis] for row in rows})
-    return [(size, {row["engine"]: row for row in rows if row[axis] == size}) for size in sizes]
+    return [(size, {row["name"]: row for row in rows if row[axis] == size}) for size in sizes]
 
 
 def size_curves(
     result: Result,
 ) -> dict[str, dict[str, tuple[dict[float, float], dict[float, float]]]]:
     """By the words for an axis and by engine: medians against size, paced and in a tight loop."""
-    engines = dict.fromkeys(row["engine"] for row in result["rows"])
+    engines = dict.fromkeys(row["name"] for row in result["rows"])
     return {
         AXES[axis][1]: {
             engine: tuple({size: found[engine][key]["p50"] for size, found in _along(result, axis)}

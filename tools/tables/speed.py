@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Sequence
 
-from tools.tables.engines import SERVERS, above_table
+from tools.tables.engines import SERVERS, above_table, engine_name
 from tools.tables.page import NONE, Result, markdown
 
 FIGURES = {"arrival_to_publish_us": "arrival to publish", "service_us": "service",
@@ -26,7 +26,7 @@ def latency_table(results: Sequence[Result]) -> str:
             rows.append([f"**{sizes(result['model'])}**", "", "", "", ""])
         rows.append(["echo, arrival to publish", *percentile_cells(result["echo_us"])])
         for engine in result["engines"]:
-            name = SERVERS.get(engine["engine"], engine["engine"])
+            name = SERVERS.get(engine_name(engine), engine_name(engine))
             # One slower than the pace falls further behind with every bin: no latency to report.
             behind = 2 * engine.get("late", 0) > result.get("bins", math.inf)
             for key, label in FIGURES.items():

@@ -20,6 +20,7 @@ class Seen:
     """A server as it looks from outside."""
 
     name: str
+    engine: str = ""
     arrival_us: list[float] = field(default_factory=list)
     service_us: list[float] = field(default_factory=list)
     late: int = 0  # decodes that came later than one bin
@@ -50,7 +51,8 @@ def engine_row(
     `difference` is the largest one to the first server's outputs, of the largest of those.
     """
     row: dict[str, Any] = {
-        "engine": seen.name,
+        "name": seen.name,
+        "engine": seen.engine or seen.name,
         "precision": summary["precision"],
         "step_us": summary["latency"]["step_us"],
         "service_us": percentiles(np.array(seen.service_us)),
@@ -123,7 +125,7 @@ def print_table(report: dict[str, Any]) -> None:
                            ("service_us", "service"), ("step_us", "step, paced"),
                            ("step_hot_us", "step, tight loop")):
             if key in row:
-                name = row["engine"].rpartition(".")[2] if label == "arrival to publish" else ""
+                name = row["name"].rpartition(".")[2] if label == "arrival to publish" else ""
                 table.add_row(name, label, *summary_line(row, key))
         table.add_row("", "a bin late / lost", str(row["late"]), str(row["lost"]))
         if row["cpu_us_a_bin"] is not None:

@@ -65,14 +65,16 @@ class Contender:
     `latency.step_us`, as `neds-rt serve` does.
     """
 
-    name: str
+    name: str  # of its own among those of a run
     module: str
     arguments: tuple[str, ...] = ()
+    engine: str = ""  # of `neds-rt serve`, without its precision
 
 
 def served(engine: str) -> Contender:
     """`neds-rt serve` with an engine; between its rounds it is to be quiet, never stale."""
-    return Contender(engine, "neds_rt", ("serve", "--engine", engine, "--stale-after", "86400"))
+    arguments = ("serve", "--engine", engine, "--stale-after", "86400")
+    return Contender(engine, "neds_rt", arguments, engine)
 
 
 @dataclass
@@ -151,7 +153,8 @@ class LiveBench:
                 "--out", "tcp://127.0.0.1:*", "--json",
             )
             socket = subscribe(self._context, child.ready(START_S), START_S)
-            self.targets.append(Target(index, child, socket, Seen(contender.name)))
+            seen = Seen(contender.name, contender.engine)
+            self.targets.append(Target(index, child, socket, seen))
 
     def _start_echo(self, reply_bytes: int) -> None:
         child = self._child(
