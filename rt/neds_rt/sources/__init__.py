@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 SOURCES = {
     "zmq+tcp": "neds_rt.sources.zmq:ZmqSource",
     "zmq+ipc": "neds_rt.sources.zmq:ZmqSource",
+    "oe": "neds_rt.sources.openephys:OpenEphysSource",
 }
 NATIVE = ("zmq+tcp", "zmq+ipc")  # frames name their stream: several probes may come over one URI
 
