@@ -16,6 +16,7 @@ SOURCES = {
     "zmq+tcp": "neds_rt.sources.zmq:ZmqSource",
     "zmq+ipc": "neds_rt.sources.zmq:ZmqSource",
     "oe": "neds_rt.sources.openephys:OpenEphysSource",
+    "oe-events": "neds_rt.sources.oebroadcast:BroadcastSource",
 }
 NATIVE = ("zmq+tcp", "zmq+ipc")  # frames name their stream: several probes may come over one URI
 
