@@ -37,6 +37,7 @@ class EventBroadcaster:
     ) -> None:
         self.feed, self.stream, self.stream_id, self.raw = feed, stream, stream_id, raw
         self.messages = self.spikes = 0
+        self.starts_ns: list[int] = []  # monotonic clock of first samples
         self._context = zmq.Context()
         self._socket = self._context.socket(zmq.XPUB)  # drops like a PUB, and hears subscribers
         self._socket.setsockopt(zmq.SNDHWM, hwm)
@@ -59,10 +60,11 @@ class EventBroadcaster:
 
     def play(self, begin: int, end: int, speed: float = float("inf")) -> None:
         """Send the feed's samples `[begin, end)` at `speed` times real time."""
-        start = time.monotonic()
+        start = time.monotonic_ns()
+        self.starts_ns.append(start)
         for block in gui_blocks(self.feed, begin, end):
-            due = start + (block.end - begin) / self.feed.fs / speed
-            time.sleep(max(0.0, due - time.monotonic()))
+            due = start + int((block.end - begin) / self.feed.fs / speed * 1e9)
+            time.sleep(max(0.0, (due - time.monotonic_ns()) / 1e9))
             self.send_block(block)
 
     def send_block(self, block: Block) -> None:
@@ -128,6 +130,7 @@ def main() -> int:
     parser.add_argument("--format", choices=("json", "raw"), default="json", help="of messages")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of the play")
     parser.add_argument("--hwm", type=int, default=DEFAULT_HWM, help="queue a subscriber")
+    parser.add_argument("--on-line", action="store_true", help="wait for a line before playing")
     args = parser.parse_args()
     if args.session is None:
         units, rate = args.random.split(",")
@@ -138,8 +141,11 @@ def main() -> int:
                           hwm=args.hwm) as twin:
         print(json.dumps({"port": twin.port, "stream": twin.stream}), flush=True)
         twin.wait(600.0)
+        if args.on_line:
+            sys.stdin.readline()
         twin.play(0, round(args.seconds * feed.fs), 1.0)
-        print(json.dumps({"messages": twin.messages, "spikes": twin.spikes}), flush=True)
+        print(json.dumps({"messages": twin.messages, "spikes": twin.spikes,
+                          "dropped": 0, "gaps": 0, "starts_ns": twin.starts_ns}), flush=True)
         sys.stdin.readline()  # stay there, as the real program does
     return 0
 
