@@ -51,6 +51,7 @@ class EventBroadcaster:
                     raise
                 port += 1
         self.port = port
+        self._texts = [self._spike_text(unit) for unit in range(feed.n_units)]
         self._wave = np.full(1 + SAMPLES_A_SPIKE, -80.0, "<f4").tobytes()  # threshold, then data
 
     def wait(self, seconds: float = 30.0) -> None:
@@ -75,19 +76,26 @@ class EventBroadcaster:
     def send_spike(self, row: int) -> None:
         """Send one spike of the feed."""
         feed = self.feed
-        unit, sample = int(feed.units[row]), int(feed.samples[row])
-        channel, sorted_id = int(feed.channel[unit]), int(feed.cluster[unit])
+        unit, sample = feed.units.item(row), feed.samples.item(row)
         self.spikes += 1
         if self.raw:
-            head = _HEAD.pack(2, 1, 102, self.stream_id, channel, sample, sample / feed.fs,
-                              sorted_id)
+            head = _HEAD.pack(2, 1, 102, self.stream_id, feed.channel.item(unit), sample,
+                              sample / feed.fs, feed.cluster.item(unit))
             self.send_raw(b"\1\0", head + self._wave)
-            return
-        self.send_raw(b"\1\0", juce_json({
+        else:
+            before, after = self._texts[unit]
+            self.send_raw(b"\1\0", before + str(sample).encode() + after)
+
+    def _spike_text(self, unit: int) -> tuple[bytes, bytes]:
+        """Return a spike of a unit as JSON, up to its sample number and from there on."""
+        text = juce_json({
             "event_type": "spike", "stream": self.stream, "source_node": 102,
-            "electrode": f"Electrode {channel}", "num_channels": 1, "sample_rate": feed.fs,
-            "sample_number": sample, "sorted_id": sorted_id, "amp1": 80.0,
-        }).encode())
+            "electrode": f"Electrode {self.feed.channel[unit]}", "num_channels": 1,
+            "sample_rate": self.feed.fs, "sample_number": "%(sample)d",
+            "sorted_id": int(self.feed.cluster[unit]), "amp1": 80.0,
+        })
+        before, _, after = text.partition("%(sample)d")
+        return before.encode(), after.encode()
 
     def send_ttl(self, sample: int, line: int, state: bool) -> None:
         """Send one TTL event."""

@@ -133,10 +133,10 @@ class ZmqInterface:
 
     def send_spike(self, row: int) -> None:
         """Send one spike of the feed."""
-        unit = int(self.feed.units[row])
+        unit = self.feed.units.item(row)
         text = self._spike_text % {
-            "number": self.number + 1, "channel": self.feed.channel[unit],
-            "sorted_id": self.feed.cluster[unit], "sample": self.feed.samples[row],
+            "number": self.number + 1, "channel": self.feed.channel.item(unit),
+            "sorted_id": self.feed.cluster.item(unit), "sample": self.feed.samples.item(row),
             "time": time.time_ns() // 1_000_000,
         }
         self.sent.spikes += self._send(b"EVENT\0", text, self._wave_bytes(), row=row)
