@@ -358,7 +358,7 @@ def test_a_server_waits_visibly_and_decodes_when_the_plugin_appears(tmp_path):
     assert source["units"]["missing"] == [["a", 3, 3]]
     assert source["counters"]["unknown_spikes"] == source["units"]["unknown_spikes"] > 0
     assert source["units"]["first_unknown"] == [["ProbeA-AP", "Electrode 3", 4]]
-    assert any("1 of 4 units of the model will stay silent" in line for line in server.lines), server.lines
+    assert any("1 of 4 units of the model will stay silent" in line for line in server.lines)
 
 
 def test_two_probes_cannot_share_a_plugin(tmp_path):

@@ -24,7 +24,7 @@ from neds_rt.errors import BadInput
 from neds_rt.sources.address import parse_address
 from neds_rt.sources.bridge import Bridge
 from neds_rt.sources.frame import Frame
-from neds_rt.sources.heartbeat import Link, open_subscriber
+from neds_rt.sources.heartbeat import Link, open_subscriber, receive_parts
 from neds_rt.sources.holdback import HoldBack
 from neds_rt.sources.units import UnitMap
 from neds_rt.stats import now_ns
@@ -118,10 +118,9 @@ class BroadcastSource:
 
     def receive(self, frame: Frame) -> bool:
         """Take what waits, at most `MESSAGES_A_CALL`; True when it moves the watermark."""
-        receive = self._socket.recv_multipart
         for _ in range(MESSAGES_A_CALL):
             try:
-                parts = receive(zmq.NOBLOCK)
+                parts = receive_parts(self._socket)
             except zmq.Again:
                 break
             if self._take(parts, frame):
