@@ -81,12 +81,14 @@ class Link:
         self._monitor = socket.get_monitor_socket(self.EVENTS)
         self._up = False
         self.connections = 0
+        self.losses = 0  # connections that were lost
 
     def up(self) -> bool:
         """Return whether the connection stands."""
         while self._monitor.poll(0):
             event = recv_monitor_message(self._monitor)["event"]
             self._up = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
+            self.losses += not self._up
             self.connections += self._up
         return self._up
 
