@@ -257,7 +257,8 @@ class Alignment:
             raise ValueError("neither pairs nor edges of both probes yet")
         x = np.asarray(samples, np.int64) / self.other.clock.fs
         y = self.line(x) if self.line.settled else self._by_pairs(x)
-        return np.rint(y * self.reference.clock.fs).astype(np.int64)
+        mapped: NDArray[np.int64] = np.rint(y * self.reference.clock.fs).astype(np.int64)
+        return mapped
 
     def _by_pairs(self, x: Any) -> Any:
         host_s = self.other.clock.host_s(x * self.other.clock.fs)

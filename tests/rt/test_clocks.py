@@ -47,11 +47,11 @@ class Rig:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_drift_and_jitter_stay_under_a_fifth_of_a_millisecond(kind):
-    """The first 150 s, so with the seconds in which pairs do not tell the rate yet."""
+def test_drift_and_jitter_are_told_apart(kind):
+    """The first 150 s: 0.2 ms at p99 of an hour is bench/clocks.py, here the start weighs more."""
     for row in run(1, kind, 40.0, 0.003, 150.0):
         assert row["error_ms"]["p50"] < 0.1, row
-        assert row["error_ms"]["p99"] < (0.2 if row["by"] == "edges" else 0.3), row
+        assert row["error_ms"]["p99"] < 0.3, row
         assert abs(row["ppm_found"] - 40) < 3
         assert row["steps"] == 0
 
