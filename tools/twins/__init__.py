@@ -1,1 +1,1 @@
-"""Servers that behave on the wire as the programs of a rig do: what sources are tested against."""
+"""Twins of acquisition programs: servers that send what the real ones send, from known spikes."""

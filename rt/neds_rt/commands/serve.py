@@ -25,13 +25,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     parser.argument_default = argparse.SUPPRESS  # what is not given comes from the file
     add("--probe", action="append", metavar="NAME=URI",
-        help="a probe's stream name and publisher, zmq+tcp://HOST:PORT or zmq+ipc://PATH; "
-             "once for each probe")
+        help="a probe's stream name and where its spikes come from: zmq+tcp://HOST:PORT, "
+             "zmq+ipc://PATH; once for each probe")
     add("--model", metavar="BUNDLE", help="the bundle to serve, from `neds export`")
     add("--out", metavar="ENDPOINT",
         help=f"where decodes are published, tcp://HOST:PORT (port * picks one) or ipc://PATH "
              f"(default {d.out})")
     add("--engine", metavar="NAME", help=f"native, onnx or module:Class (default {d.engine})")
+    add("--units", metavar="FILE",
+        help="unit map of acquisition programs: tab-separated, with columns probe, channel, "
+             "cluster, stream, electrode, sorted_id (default: the number in the electrode's name "
+             "is the channel, the sorted id the cluster)")
     add("--keep-warm", choices=("auto", "on", "off"),
         help="rehearse a bin on scratch state shortly before each is due; auto measures whether "
              f"that helps (default {d.keep_warm})")
@@ -118,6 +122,10 @@ def _text(summary: dict[str, Any]) -> str:
         "decodes by reason: " + (", ".join(f"{k} {v}" for k, v in reasons.items()) or "none"),
         "counters: " + (", ".join(f"{k} {v}" for k, v in counters.items()) or "none"),
     ]
+    for name, source in summary["sources"].items():
+        odd = {k: v for k, v in source["counters"].items() if v}
+        if odd:
+            lines.append(f"{name}: " + ", ".join(f"{k} {v}" for k, v in odd.items()))
     for name, span in summary["latency"].items():
         if span is not None:
             figures = "  ".join(f"{key} {value:9.1f}" for key, value in span.items())
