@@ -9,21 +9,14 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import msgspec
-
-from neds_rt.errors import StartError
-from neds_rt.sinks.outlet import parse_address, parse_options
+from neds_rt.errors import BadInput, StartError
+from neds_rt.sinks.outlet import WHERE
 from neds_rt.sinks.values import labels, numbers, reason_code
 from neds_rt.wire import Decode
 
 FIXED_CHANNELS = ("valid", "reason", "bin")
+CONTENT_TYPE = "Decode"
 BUFFER_S = 10  # what liblsl keeps for a reader that is behind; older samples are dropped for it
-
-
-class LslOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Options of `lsl://NAME`."""
-
-    type: str = "Decode"  # LSL's content type
 
 
 class LslOutlet:
@@ -34,8 +27,9 @@ class LslOutlet:
             import pylsl
         except (ImportError, RuntimeError) as error:  # RuntimeError: without the liblsl library
             raise StartError(f"{uri}: needs pylsl: pip install 'neds[lsl]'") from error
-        address = parse_address(uri, port=False)
-        self._name, self._options = address.host, parse_options(address, LslOptions)
+        self._name = uri.partition("://")[2]
+        if not self._name.isprintable() or not self._name.strip():
+            raise BadInput(WHERE, "URI", repr(uri), "lsl://NAME")
         self._lsl: Any = pylsl
         self._outlet: Any = None
         self._layout: tuple[str, list[str]] = ("", [])
@@ -62,7 +56,7 @@ class LslOutlet:
     def _open(self, model: str, names: list[str]) -> None:
         channels = [*FIXED_CHANNELS, *names]
         info = self._lsl.StreamInfo(
-            self._name, self._options.type, len(channels), self._lsl.IRREGULAR_RATE,
+            self._name, CONTENT_TYPE, len(channels), self._lsl.IRREGULAR_RATE,
             self._lsl.cf_double64, f"neds-rt {self._name} {model}",
         )
         parent = info.desc().append_child("channels")

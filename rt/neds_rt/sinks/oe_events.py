@@ -13,16 +13,18 @@ import msgspec
 import zmq
 
 from neds_rt.errors import BadInput
-from neds_rt.sinks.outlet import parse_address, parse_options
+from neds_rt.sinks.outlet import WHERE
 from neds_rt.sinks.values import labels, numbers
+from neds_rt.sources.address import parse_address
 from neds_rt.wire import Decode
 
+DEFAULT_PORT = 5556
 ANSWER_S = 1.0  # without an answer for so long the socket is made anew ("lazy pirate")
 MAX_LINE = 256  # lines are counted from 1, as the plugin's text has them
 
 
 class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """When a line is raised and lowered; the options of `oe-events+tcp://HOST:PORT`."""
+    """When a line is raised and lowered; the options of `oe-events+tcp://HOST[:5556]`."""
 
     value: str  # which number, as `values.labels` names it
     above: float  # the line is raised when a valid decode reaches this
@@ -71,11 +73,10 @@ class TtlOutlet:
     """Raises and lowers one TTL line by a `Rule`."""
 
     def __init__(self, uri: str, *, insecure: bool = False) -> None:
-        address = parse_address(uri, port=True, insecure=insecure)
-        rule = parse_options(address, Rule)
-        _check(uri, rule)
+        address, rule = parse_address(WHERE, uri, DEFAULT_PORT, Rule, insecure=insecure)
+        _check(rule)
         self.rule, self.trigger = rule, Trigger(rule)
-        self._endpoint = f"tcp://{address.host}:{address.port}"
+        self._endpoint = address.endpoint
         self.counters = dict.fromkeys(
             ("events", "dropped", "answered", "bad_answer", "unanswered", "no_value"), 0)
         self._context = zmq.Context()
@@ -157,17 +158,17 @@ class TtlOutlet:
         return socket
 
 
-def _check(uri: str, rule: Rule) -> None:
+def _check(rule: Rule) -> None:
     """Raise `BadInput` for a rule that cannot work."""
     for name in ("above", "below", "refractory", "pulse", "stale"):
         number = getattr(rule, name)
         if number is not None and not math.isfinite(number):
-            raise BadInput(uri, name, number, "a finite number")
+            raise BadInput(WHERE, name, number, "a finite number")
     if rule.below is not None and rule.below > rule.above:
-        raise BadInput(uri, "below", rule.below, f"at most above ({rule.above})")
+        raise BadInput(WHERE, "below", rule.below, f"at most above ({rule.above})")
     if rule.refractory < rule.pulse or rule.pulse < 0:
-        raise BadInput(uri, "pulse", rule.pulse, f"0 to refractory ({rule.refractory})")
+        raise BadInput(WHERE, "pulse", rule.pulse, f"0 to refractory ({rule.refractory})")
     if rule.stale <= 0:
-        raise BadInput(uri, "stale", rule.stale, "seconds above 0")
+        raise BadInput(WHERE, "stale", rule.stale, "seconds above 0")
     if not 1 <= rule.line <= MAX_LINE:
-        raise BadInput(uri, "line", rule.line, f"1 to {MAX_LINE}")
+        raise BadInput(WHERE, "line", rule.line, f"1 to {MAX_LINE}")

@@ -8,8 +8,9 @@ import struct
 import msgspec
 
 from neds_rt.errors import BadInput
-from neds_rt.sinks.outlet import parse_address, parse_options
+from neds_rt.sinks.outlet import WHERE
 from neds_rt.sinks.values import numbers, reason_code
+from neds_rt.sources.address import parse_address
 from neds_rt.wire import Decode
 
 HEADER = struct.Struct("<4sBBBBIIqd")  # magic, version, valid, reason, n, seq, age, bin, time
@@ -26,8 +27,9 @@ class UdpOutlet:
     """One datagram a decode, sent and forgotten; what the system does not take is counted."""
 
     def __init__(self, uri: str, *, insecure: bool = False) -> None:
-        address = parse_address(uri, port=True, insecure=insecure)
-        parse_options(address, UdpOptions)
+        address, _ = parse_address(WHERE, uri, 0, UdpOptions, insecure=insecure)
+        if not address.port:
+            raise BadInput(WHERE, "URI", repr(uri), "udp://HOST:PORT")
         self.counters = {"sent": 0, "dropped": 0, "too_many_values": 0}
         try:
             found = socket.getaddrinfo(address.host.strip("[]"), address.port,
@@ -36,7 +38,7 @@ class UdpOutlet:
             self._socket.setblocking(False)
             self._socket.connect(found[4])  # so that a port nobody listens on is heard of
         except OSError as error:
-            raise BadInput(uri, "address", error, "one to send datagrams to") from error
+            raise BadInput(WHERE, uri, error, "one to send datagrams to") from error
 
     def write(self, decode: Decode, now_s: float) -> None:
         """Send one datagram, or count why not."""
