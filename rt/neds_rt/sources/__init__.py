@@ -16,6 +16,8 @@ SOURCES = {
     "zmq+tcp": "neds_rt.sources.zmq:ZmqSource",
     "zmq+ipc": "neds_rt.sources.zmq:ZmqSource",
     "oe": "neds_rt.sources.openephys:OpenEphysSource",
+    "spikeglx": "neds_rt.sources.spikeglx:SpikeGlxSource",
+    "trodes": "neds_rt.sources.trodes:TrodesSource",
 }
 NATIVE = ("zmq+tcp", "zmq+ipc")  # frames name their stream: several probes may come over one URI
 
