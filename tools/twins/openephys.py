@@ -23,6 +23,7 @@ from typing import Any, Self
 import numpy as np
 import zmq
 
+from neds_rt.stats import percentiles
 from tools.twins.feed import Block, Feed, gui_blocks, random_feed, read_feed
 
 SAMPLES_A_SPIKE = 40
@@ -39,7 +40,7 @@ class Sent:
     dropped_spikes: list[int] = field(default_factory=list)  # rows of the feed
     gaps: int = 0  # times that something was dropped between two delivered blocks
     late_us: list[float] = field(default_factory=list)  # how late each block was sent
-    ends: list[tuple[int, int]] = field(default_factory=list)  # end sample and monotonic ns
+    starts_ns: list[int] = field(default_factory=list)  # monotonic clock of first samples
 
 
 class ZmqInterface:
@@ -114,6 +115,7 @@ class ZmqInterface:
     def play(self, begin: int, end: int, speed: float = float("inf")) -> None:
         """Send the feed's samples `[begin, end)` at `speed` times real time."""
         start = time.monotonic_ns()
+        self.sent.starts_ns.append(start)
         for block in gui_blocks(self.feed, begin, end):
             if speed != float("inf"):
                 due = start + int((block.end - begin) / self.feed.fs / speed * 1e9)
@@ -128,14 +130,13 @@ class ZmqInterface:
         for channel in range(self.channels):
             self._send(b"DATA\0", juce_json(self._block_header(block, channel)),
                        bytes(4 * (block.end - block.begin)), closes=True)
-        self.sent.ends.append((block.end, time.monotonic_ns()))
 
     def send_spike(self, row: int) -> None:
         """Send one spike of the feed."""
-        unit = int(self.feed.units[row])
+        unit = self.feed.units.item(row)
         text = self._spike_text % {
-            "number": self.number + 1, "channel": self.feed.channel[unit],
-            "sorted_id": self.feed.cluster[unit], "sample": self.feed.samples[row],
+            "number": self.number + 1, "channel": self.feed.channel.item(unit),
+            "sorted_id": self.feed.cluster.item(unit), "sample": self.feed.samples.item(row),
             "time": time.time_ns() // 1_000_000,
         }
         self.sent.spikes += self._send(b"EVENT\0", text, self._wave_bytes(), row=row)
@@ -240,6 +241,7 @@ def main() -> int:
     parser.add_argument("--loss", type=float, default=0.0, help="share of messages dropped")
     parser.add_argument("--hwm", type=int, default=DEFAULT_HWM, help="queue a subscriber")
     parser.add_argument("--version", choices=("1.0", "0.2"), default="1.0", help="of the plugin")
+    parser.add_argument("--on-line", action="store_true", help="wait for a line before playing")
     args = parser.parse_args()
     if args.session is None:
         units, rate = args.random.split(",")
@@ -250,12 +252,15 @@ def main() -> int:
                       loss=args.loss, seed=args.seed, hwm=args.hwm, version=args.version) as twin:
         print(json.dumps({"port": twin.port, "stream": twin.stream}), flush=True)
         twin.wait(600.0)
+        if args.on_line:
+            sys.stdin.readline()
         for _ in range(args.acquisitions):
             twin.start_acquisition()
             twin.play(0, round(args.seconds * feed.fs), 1.0)
         sent = twin.sent
         report = {"messages": sent.messages, "spikes": sent.spikes, "dropped": len(sent.dropped),
-                  "dropped_rows": sent.dropped_spikes, "gaps": sent.gaps, "ends": sent.ends}
+                  "gaps": sent.gaps, "starts_ns": sent.starts_ns,
+                  "late_us": percentiles(np.array(sent.late_us))}
         print(json.dumps(report), flush=True)
         sys.stdin.readline()  # stay there, as the real program does
     return 0

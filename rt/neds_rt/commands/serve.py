@@ -26,7 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.argument_default = argparse.SUPPRESS  # what is not given comes from the file
     add("--probe", action="append", metavar="NAME=URI",
         help="a probe's stream name and where its spikes come from: zmq+tcp://HOST:PORT, "
-             "zmq+ipc://PATH; once for each probe")
+             "zmq+ipc://PATH, oe://HOST:PORT (Open Ephys ZMQ Interface), oe-events://HOST:PORT "
+             "(Event Broadcaster); once for each probe")
     add("--model", metavar="BUNDLE", help="the bundle to serve, from `neds export`")
     add("--out", metavar="ENDPOINT",
         help=f"where decodes are published, tcp://HOST:PORT (port * picks one) or ipc://PATH "

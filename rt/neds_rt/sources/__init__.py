@@ -16,6 +16,7 @@ SOURCES = {
     "zmq+tcp": "neds_rt.sources.zmq:ZmqSource",
     "zmq+ipc": "neds_rt.sources.zmq:ZmqSource",
     "oe": "neds_rt.sources.openephys:OpenEphysSource",
+    "oe-events": "neds_rt.sources.oebroadcast:BroadcastSource",
     "spikeglx": "neds_rt.sources.spikeglx:SpikeGlxSource",
     "trodes": "neds_rt.sources.trodes:TrodesSource",
 }

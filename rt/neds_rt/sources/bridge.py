@@ -40,7 +40,7 @@ class Bridge:
         self._seq = 0
         self._capacity = capacity
         self._spikes = np.zeros(capacity, SPIKE_DTYPE)
-        self._bytes = memoryview(self._spikes.view(np.uint8))
+        self._bytes = self._spikes.view(np.uint8).data
         self._header = bytearray(512)
         self._encode_into = msgspec.msgpack.Encoder().encode_into
         self.restart()

@@ -10,8 +10,8 @@ from __future__ import annotations
 from neds_rt.sources.bridge import Bridge
 from neds_rt.sources.frame import Frame
 
-FAR_S = 10.0  # a spike farther from the newest one is believed only in company
-COMPANY = 32  # so many in a row are another acquisition
+FAR_S = 10.0  # a spike farther past the newest one is believed only in company
+COMPANY = 32  # so many in a row out of place are another acquisition
 
 
 class HoldBack:
@@ -36,11 +36,12 @@ class HoldBack:
     def see(self, sample: int) -> bool:
         """Take note of a spike; False where it is out of place and to be left out.
 
+        Out of place is what comes later than the source ever is, twice over, or runs far ahead.
         Where it is the last of many such, the source counts from elsewhere: `lost_place`.
         """
         if self._newest is None:
             self._newest = sample
-        if abs(sample - self._newest) > self._far:
+        if not -2 * self._hold <= sample - self._newest <= self._far:
             self._odd += 1
             return False
         self._odd = 0

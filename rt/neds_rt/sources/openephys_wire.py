@@ -7,6 +7,7 @@ other names for the same fields, which are taken as well.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -128,7 +129,9 @@ class OddMessage(_Header, gc=False):
 
 
 Message = SpikeMessage | DataMessage | EventMessage | OddMessage
-_decode = msgspec.json.Decoder(SpikeMessage | DataMessage | EventMessage).decode
+_decode: Callable[[bytes], Message] = msgspec.json.Decoder(
+    SpikeMessage | DataMessage | EventMessage
+).decode
 _decode_odd = msgspec.json.Decoder(OddMessage).decode
 
 
