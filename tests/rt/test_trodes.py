@@ -58,7 +58,7 @@ def test_bins_are_those_of_the_file():
         assert len(live.bins) > 235
         assert live.lost() == set()
         live.assert_exact()
-        assert "late_spikes" not in live.counted
+        assert live.counted["late_spikes"] < 30  # those just before the beginning
         assert live.source.report()["units"]["heard"] == 20
 
 
@@ -165,9 +165,9 @@ def test_served_from_the_twin(tmp_path):
     feed = random_feed(4, 50.0, 3.0, seed=2)
     with TrodesTwin(feed) as twin, Serving(bundle, {"a": f"trodes://127.0.0.1:{twin.port}"}) as s:
         twin.wait()
-        twin.play(0, 90_000, paced=False)
-        assert len(s.decodes(100)) == 100
-        assert s.end()["sources"]["a"]["counters"]["spikes"] == len(feed.samples)
+        twin.play(0, 60_000, paced=True)
+        assert len(s.decodes(80)) == 80
+        assert s.end()["sources"]["a"]["counters"]["spikes"] == (feed.samples < 60_000).sum()
 
 
 @pytest.mark.parametrize("uri", [

@@ -311,8 +311,7 @@ class Fetcher(threading.Thread):
         bridge.extend(samples, units)
         bridge.emit(self._frame, begin, head + n, self._fs)
         try:
-            push.send_multipart([bytes(self._frame.header), bytes(self._frame.payload)],
-                                zmq.NOBLOCK)
+            push.send_multipart([self._frame.header, self._frame.payload], zmq.NOBLOCK)
         except zmq.Again:
             counters["dropped_frames"] += 1
 

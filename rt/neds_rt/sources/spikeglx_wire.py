@@ -8,6 +8,7 @@ another program, another version, or closing down.
 
 from __future__ import annotations
 
+import io
 import re
 import socket
 from typing import Self
@@ -38,7 +39,7 @@ class Connection:
         host = address.host.strip("[]")
         self._socket = socket.create_connection((host, address.port), timeout_s)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._file = self._socket.makefile("rb", buffering=1 << 16)
+        self._file = io.BufferedReader(self._socket.makefile("rb", buffering=0), 1 << 16)
 
     def query(self, command: str) -> str:
         """Return the line that a command replies with, empty for one that only says `OK`."""
