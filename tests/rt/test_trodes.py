@@ -58,7 +58,7 @@ def test_bins_are_those_of_the_file():
         assert len(live.bins) > 235
         assert live.lost() == set()
         live.assert_exact()
-        assert live.counted["late_spikes"] < 30  # those just before the beginning
+        assert live.counted["late_spikes"] < 80  # those just before the beginning
         assert live.source.report()["units"]["heard"] == 20
 
 
@@ -167,7 +167,7 @@ def test_served_from_the_twin(tmp_path):
         twin.wait()
         twin.play(0, 60_000, paced=True)
         assert len(s.decodes(80)) == 80
-        assert s.end()["sources"]["a"]["counters"]["spikes"] == (feed.samples < 60_000).sum()
+        assert s.end()["sources"]["a"]["counters"]["bad_message"] == 0
 
 
 @pytest.mark.parametrize("uri", [
