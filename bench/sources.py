@@ -114,7 +114,7 @@ def measure(name: str, feed: Feed, loss: float, args: argparse.Namespace) -> dic
         context = zmq.Context()
         with Child("twin", twin.module, *played, *twin.arguments, *lost, "--seed", str(args.seed),
                    "--seconds", str(args.seconds), "--port", str(free_port()),
-                   "--on-line") as child:
+                   "--hwm", str(args.hwm), "--on-line") as child:
             uri = twin.uri.format(port=child.json(START_S)["port"])
             with Child("server", "neds_rt", "serve", "--probe", f"p={uri}", "--model", str(model),
                        "--units", str(table), "--engine", "bench.counting:CountingEngine",
@@ -206,6 +206,9 @@ def main() -> int:
     parser.add_argument("--hz", type=float, default=5.0, help="spikes of a unit a second")
     parser.add_argument("--loss", default="0,0.001,0.01", help="shares of messages dropped")
     parser.add_argument("--session", type=Path, help="session file (default: random spikes)")
+    parser.add_argument("--hwm", type=int, default=0,
+                        help="messages the twin queues, 0 for all (default); the programs drop "
+                             "silently beyond 1000, which then counts as gaps not injected")
     parser.add_argument("--seed", type=int, default=101, help="of spikes and losses")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     parser.add_argument("--out", type=Path, help="also write that object here")

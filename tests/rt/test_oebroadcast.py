@@ -59,6 +59,27 @@ def test_an_acquisition_started_anew_is_another_session():
         assert max(live.sessions[0]) < 100 < max(live.sessions[1])
 
 
+def test_a_lost_connection_is_a_gap():
+    port = free_port()
+    with EventBroadcaster(FEED, port=port, hwm=0) as twin:
+        live = Rig(f"oe-events://127.0.0.1:{port}", FEED)
+        twin.wait()
+        play(twin, live, 0, 60_000)
+        live.source.tend()
+        before = twin.messages
+    wait_for(lambda: "nobody listens there" in live.source.tend())
+    with live, EventBroadcaster(FEED, port=port, hwm=0) as twin:
+        # The subscription is renewed by whoever polls the source, as the server does all the time.
+        wait_for(lambda: live.take(0) and twin._socket.poll(0))
+        twin.wait()
+        twin.messages = before
+        play(twin, live, 90_000, 150_000)
+        assert live.trouble == {"interruptions": 1}
+        assert live.counted["gaps"] == 1
+        assert set(range(100, 150)) <= live.lost() < set(range(95, 156))
+        live.assert_exact()
+
+
 def test_a_hold_that_is_too_short_drops_spikes_and_says_so():
     with EventBroadcaster(FEED, port=free_port(), hwm=0) as twin, Rig(
             f"oe-events://127.0.0.1:{twin.port}?hold_ms=5", FEED) as live:

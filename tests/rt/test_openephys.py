@@ -1,16 +1,20 @@
 """Open Ephys ZMQ Interface against its twin, over true sockets: bins exact or declared lost."""
 
 import json
-import time
 
 import numpy as np
 import pytest
 
+from neds_rt import _core
+from neds_rt.binning import bin_spikes
+from neds_rt.bundle import read_bundle
 from neds_rt.errors import BadInput
 from neds_rt.sources import open_source
+from neds_rt.sources.frame import Frame
 from neds_rt.sources.units import UnitMap
-from tests.rt.foreign import Rig, free_port, units_of
-from tests.rt.serving import Serving, reference, small_bundle, wait_for
+from tests.rt.foreign import BIN_S, Rig, free_port, units_of
+from tests.rt.serving import Serving, fail, outputs, reference, small_bundle, wait_for
+from tests.rt.spike_frames import counters_of, drain
 from tools.twins.feed import Feed, gui_blocks, random_feed
 from tools.twins.openephys import ZmqInterface, juce_json
 
@@ -189,6 +193,63 @@ def test_each_bad_message_is_counted_and_survived():
         assert set(live.source.messages) >= set(bad) - {"unknown_spikes"}
 
 
+def test_spoiled_messages_never_end_a_source():
+    rng = np.random.default_rng(8)
+    with twin_of() as twin, rig(twin) as live:
+        good = [spike(7, 300), block(7, 690), [b"EVENT\0", header(7, "event", {"content": {}})]]
+        for k in range(3000):
+            parts = [bytearray(part) for part in good[k % 3]]
+            for _ in range(rng.integers(1, 4)):
+                part = parts[rng.integers(len(parts))]
+                if len(part):
+                    part[rng.integers(len(part))] = rng.integers(256)
+            if k % 7 == 0:
+                parts = parts[: rng.integers(1, 4)]
+            twin.send_raw(*map(bytes, parts))
+        live.take(3000)
+        spoiled = live.source.counters["bad_header"]
+        assert spoiled > 500
+        twin.start_acquisition()
+        twin.play(0, 60_000)
+        live.take(twin.sent.messages)
+        assert live.source.counters["bad_header"] == spoiled
+        live.assert_exact()
+        assert max(live.bins) == 98
+
+
+def test_two_probes_that_restart_together_lose_no_bin():
+    feeds = [random_feed(n_units=3, rate_hz=20.0, seconds=2.0, seed=seed) for seed in (9, 10)]
+    twins = [twin_of(feed) for feed in feeds]
+    sources = [open_source(name, f"oe://127.0.0.1:{twin.port}", units=UnitMap(units_of(feed)))
+               for name, twin, feed in zip("ab", twins, feeds, strict=True)]
+    target = _core.Assembler(BIN_S, [("a", [0, 1, 2]), ("b", [3, 4, 5])], 6, 64)
+    truth = np.hstack([bin_spikes(f.samples, f.units, 3, f.fs, BIN_S, 0, 99) for f in feeds])
+    frame, found = Frame(), []
+    for twin in twins:
+        twin.wait()
+    for _ in range(2):
+        for twin in twins:
+            twin.start_acquisition()
+        bins = {}
+        parts = [gui_blocks(feed, 0, 60_000) for feed in feeds]
+        for pair in zip(*parts, strict=True):
+            for twin, source, part in zip(twins, sources, pair, strict=True):
+                twin.send_block(part)
+                while source.counters["messages"] < twin.sent.messages:
+                    if source.receive(frame):
+                        target.push(frame.header, frame.payload)
+                        bins |= drain(target)
+        found.append(bins)
+    for bins in found:
+        assert list(bins) == list(range(99))
+        np.testing.assert_array_equal(list(bins.values()), truth)
+    assert counters_of(target)["restarts"] == 2  # one a stream; the second one's resets nothing
+    assert target.session.endswith(".2")
+    assert "+" not in target.session
+    for end in (*sources, *twins):
+        end.close()
+
+
 def test_samples_that_count_anew_without_a_new_acquisition_are_a_restart():
     with twin_of() as twin, rig(twin) as live:
         for k in range(10):
@@ -277,7 +338,7 @@ def test_a_server_waits_visibly_and_decodes_when_the_plugin_appears(tmp_path):
     model, port = small_bundle(tmp_path / "x.neds"), free_port()
     lines = ["probe\tchannel\tcluster\tstream\telectrode\tsorted_id"]
     lines += [f"a\t{i}\t{i}\tProbeA-AP\tElectrode {feed.channel[i]}\t{feed.cluster[i]}"
-              for i in range(4)]
+              for i in range(3)]  # and none for the last unit
     (tmp_path / "units.tsv").write_text("\n".join(lines) + "\n")
     with Serving(model, {"a": f"oe://127.0.0.1:{port}"}, f"--units={tmp_path}/units.tsv") as server:
         wait_for(lambda: any("nobody listens there" in line for line in server.lines))
@@ -285,23 +346,22 @@ def test_a_server_waits_visibly_and_decodes_when_the_plugin_appears(tmp_path):
             twin.wait()
             twin.play(0, 60_000)
             decodes = server.decodes(99)
-            time.sleep(0.3)
+            twin.send_ttl(60_000, 1, 1)  # the state is looked at four times a second
+            wait_for(lambda: any("receiving stream 'ProbeA-AP'" in x for x in server.lines))
             summary = server.end()
-    counts = Rig.truth(type("", (), {"bins": [0, 98], "feed": feed})(), None)
-    from neds_rt.bundle import read_bundle
-    from tests.rt.serving import outputs
-
-    expected = reference(read_bundle(model), list(counts.values()))
+    counts = bin_spikes(feed.samples, feed.units, 4, feed.fs, 0.02, 0, 99)
+    counts[:, 3] = 0
+    expected = reference(read_bundle(model), list(counts))
     np.testing.assert_allclose([outputs(d) for d in decodes], expected, rtol=1e-5, atol=1e-5)
     source = summary["sources"]["a"]
     assert source["counters"]["spikes"] == twin.sent.spikes
-    assert source["units"]["missing"] == []
-    assert any("receiving stream 'ProbeA-AP'" in line for line in server.lines)
+    assert source["units"]["missing"] == [["a", 3, 3]]
+    assert source["counters"]["unknown_spikes"] == source["units"]["unknown_spikes"] > 0
+    assert source["units"]["first_unknown"] == [["ProbeA-AP", "Electrode 3", 4]]
+    assert any("1 of 4 units of the model will stay silent" in line for line in server.lines)
 
 
 def test_two_probes_cannot_share_a_plugin(tmp_path):
-    from tests.rt.serving import fail
-
     model = small_bundle(tmp_path / "x.neds", probes=("a", "b"))
     code, text = fail("--model", model, "--probe=a=oe://127.0.0.1", "--probe=b=oe://127.0.0.1")
     assert code == 2

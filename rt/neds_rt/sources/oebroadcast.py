@@ -3,9 +3,10 @@
     oe-events://HOST[:5557][?stream=NAME&hold_ms=50&rate=30000]
 
 Two ZeroMQ parts, `[u2 kind][body]`, kind 0 for TTL and 1 for a spike; the body says itself whether
-it is JSON or binary. There is no message number, so lost messages cannot be noticed, and nothing
-says what is complete: the watermark stays `hold_ms` behind the newest spike, which has to cover a
-block of the GUI and the 100 samples that come with the next one. Prefer ZMQ Interface (`oe://`).
+it is JSON or binary. There is no message number, so lost messages cannot be noticed, only lost
+connections, and nothing says what is complete: the watermark stays `hold_ms` behind the newest
+spike, which has to cover a block of the GUI and the 100 samples that come with the next one.
+Prefer ZMQ Interface (`oe://`).
 
 Binary spikes have numbers for names: stream id, and the electrode's index in its stream. They do
 not tell the sampling rate, which `rate` has to.
@@ -24,7 +25,7 @@ from neds_rt.errors import BadInput
 from neds_rt.sources.address import parse_address
 from neds_rt.sources.bridge import Bridge
 from neds_rt.sources.frame import Frame
-from neds_rt.sources.heartbeat import Link, open_subscriber
+from neds_rt.sources.heartbeat import Link, open_subscriber, receive_parts
 from neds_rt.sources.holdback import HoldBack
 from neds_rt.sources.units import UnitMap
 from neds_rt.stats import now_ns
@@ -53,6 +54,7 @@ MESSAGES = {
     "restarts": "acquisition was started anew",
     "other_stream": "spikes of another stream were ignored (?stream= chooses)",
     "unsorted_spikes": "unsorted spikes were dropped, no unit of the model has sorted id 0",
+    "interruptions": "the connection was lost for a while; what was sent then is a gap",
     "overfull": "more spikes came than fit into the buffer",
 }
 COUNTERS = ("messages", "spikes", "ttl_events", "unknown_spikes", *MESSAGES)
@@ -103,6 +105,9 @@ class BroadcastSource:
         self._stream, self._raw_rate = options.stream, options.rate
         self._fs = 0.0
         self._last_ns = 0
+        self._losses = 0  # of the connection, as far as they were taken into account
+        self._interrupted = False  # by one of them, and no spike has come since
+        self._lossy = False
         self._socket = open_subscriber(address.endpoint, RECEIVE_QUEUE, MAX_PART_BYTES)
         self._link = Link(self._socket)
         try:
@@ -118,15 +123,16 @@ class BroadcastSource:
 
     def receive(self, frame: Frame) -> bool:
         """Take what waits, at most `MESSAGES_A_CALL`; True when it moves the watermark."""
-        receive = self._socket.recv_multipart
+        if self._losses != self._link.losses:  # what is sent until the next spike is lost
+            self._losses, self._interrupted = self._link.losses, True
         for _ in range(MESSAGES_A_CALL):
             try:
-                parts = receive(zmq.NOBLOCK)
+                parts = receive_parts(self._socket)
             except zmq.Again:
                 break
             if self._take(parts, frame):
                 return True
-        return self._hold.emit(frame, lossy=False)
+        return self._emit(frame)
 
     def tend(self) -> str:
         """Say what the connection is like."""
@@ -211,6 +217,10 @@ class BroadcastSource:
                 self._restart()
             self._fs = fs
             hold.set_rate(fs)
+        if self._interrupted:
+            self._interrupted = False
+            self._lossy = bridge.watermark is not None
+            counters["interruptions"] += self._lossy
         if not hold.see(sample):
             counters["backwards"] += 1
             if hold.lost_place:
@@ -224,9 +234,15 @@ class BroadcastSource:
         if not bridge.full:
             return False
         counters["overfull"] += 1
-        return hold.emit(frame, lossy=False) or bridge.flush(frame, fs)
+        return self._emit(frame) or bridge.flush(frame, fs)
+
+    def _emit(self, frame: Frame) -> bool:
+        filled = self._hold.emit(frame, lossy=self._lossy)
+        self._lossy = self._lossy and not filled
+        return filled
 
     def _restart(self) -> None:
         self.counters["restarts"] += 1
         self._bridge.restart()
         self._hold.restart()
+        self._lossy = False

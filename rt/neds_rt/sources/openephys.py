@@ -21,7 +21,7 @@ from neds_rt.errors import BadInput
 from neds_rt.sources.address import Address, parse_address
 from neds_rt.sources.bridge import Bridge
 from neds_rt.sources.frame import Frame
-from neds_rt.sources.heartbeat import Heartbeat, Link, open_subscriber
+from neds_rt.sources.heartbeat import Heartbeat, Link, open_subscriber, receive_parts
 from neds_rt.sources.holdback import HoldBack
 from neds_rt.sources.openephys_wire import (
     ENVELOPES,
@@ -122,10 +122,9 @@ class OpenEphysSource:
 
     def receive(self, frame: Frame) -> bool:
         """Take messages until one moves the watermark, at most `MESSAGES_A_CALL`."""
-        receive = self._socket.recv_multipart
         for _ in range(MESSAGES_A_CALL):
             try:
-                parts = receive(zmq.NOBLOCK)
+                parts = receive_parts(self._socket)
             except zmq.Again:
                 break
             if self._take(parts, frame):

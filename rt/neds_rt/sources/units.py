@@ -20,6 +20,7 @@ from neds_rt.manifest import Unit
 COLUMNS = ("probe", "channel", "cluster", "stream", "electrode", "sorted_id")
 UNKNOWN = -1
 MAX_NAMES = 1 << 16  # names remembered; a sender that makes up more finds them all unknown
+MAX_NAME = 256  # characters of stream and electrode that are worth remembering
 _LAST_NUMBER = re.compile(r"(\d+)\D*$")
 
 UnitKey = tuple[str, int, int]  # probe, channel, cluster: a unit of the bundle
@@ -55,7 +56,7 @@ class UnitMap:
         number = self._names.get(key)
         if number is None:
             number = self._find(key)
-            if len(self._names) < MAX_NAMES:
+            if len(self._names) < MAX_NAMES and len(stream) + len(electrode) <= MAX_NAME:
                 self._names[key] = number
         if number < 0:
             self.unknown_spikes += 1
