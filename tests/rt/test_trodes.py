@@ -80,7 +80,8 @@ def test_a_stream_that_is_offered_later_is_found_and_followed_to_another_port():
             twin.wait()
             twin.play(60_000, END)
             live.take(twin.messages)
-            assert live.trouble == {"moved": 1}
+            assert live.trouble == {"moved": 1, "interruptions": 1}
+            assert live.counted["gaps"] == 1
             assert len(live.bins) > before
             live.assert_exact()
 

@@ -5,8 +5,8 @@
 The network's directory says where the stream is, on a port that is another one at every start; it
 is asked beside the hot path and asked again when the stream falls silent. A message is a
 MessagePack map of nTrode, cluster and sample count. It has no number, so lost messages cannot be
-noticed, and nothing says what is complete: the watermark stays `hold_ms` behind the newest spike.
-Clusters from 1 on are sorted units; the nTrode is the channel of the bundle's unit table, unless
+noticed, only lost connections, and nothing says what is complete: the watermark stays `hold_ms`
+behind the newest spike. Clusters from 1 on are sorted units; the nTrode is the channel of the bundle's unit table, unless
 `--units` says otherwise. `rate` is that of the counts, which the messages do not tell.
 """
 
@@ -22,7 +22,7 @@ from neds_rt.errors import BadInput
 from neds_rt.sources.address import parse_address
 from neds_rt.sources.bridge import Bridge
 from neds_rt.sources.frame import Frame
-from neds_rt.sources.heartbeat import open_subscriber
+from neds_rt.sources.heartbeat import Link, open_subscriber
 from neds_rt.sources.holdback import HoldBack
 from neds_rt.sources.trodes_directory import Directory
 from neds_rt.sources.units import UnitMap
@@ -40,6 +40,7 @@ MESSAGES = {
     "bad_range": "a spike has an impossible sample count",
     "bad_answers": "the Trodes network's directory answers oddly (another program's port?)",
     "moved": "the stream was found at another endpoint",
+    "interruptions": "the connection was lost for a while; what was sent then is a gap",
     "backwards": "spikes came later than ?hold_ms allows, or far ahead, and were dropped",
     "restarts": "acquisition was started anew",
     "unsorted_spikes": "unsorted spikes were dropped, no unit of the model has cluster 0",
@@ -93,6 +94,9 @@ class TrodesSource:
         self._wake.setsockopt(zmq.LINGER, 0)
         self._wake.bind(wake)
         self._socket = open_subscriber(wake, RECEIVE_QUEUE, MAX_PART_BYTES)
+        self._link = Link(self._socket)
+        self._losses = 0  # of the connection, as far as they were taken into account
+        self._interrupted = self._lossy = False
         self._socket.connect(wake)
         self._wake.poll(1000)  # the subscription, which is already on its way
         self._connected, self._told, self._last_ns = "", "", 0
@@ -105,6 +109,8 @@ class TrodesSource:
     def receive(self, frame: Frame) -> bool:
         """Take what waits, at most `MESSAGES_A_CALL`; True when it moves the watermark."""
         receive = self._socket.recv
+        if self._losses != self._link.losses:  # what is sent until the next spike is lost
+            self._losses, self._interrupted = self._link.losses, True
         for _ in range(MESSAGES_A_CALL):
             try:
                 message = receive(zmq.NOBLOCK)
@@ -114,10 +120,11 @@ class TrodesSource:
                 self._connect(message[len(self._token) :].decode())
             elif self._take(message, frame):
                 return True
-        return self._hold.emit(frame, lossy=False)
+        return self._emit(frame)
 
     def tend(self) -> str:
         """Look the stream up until it is heard, and again when it is silent."""
+        self._link.up()
         if self._last_ns and now_ns() - self._last_ns < SILENT_NS:
             self._directory.close()
             return f"receiving {self._directory.name} from {self._connected}"
@@ -139,6 +146,7 @@ class TrodesSource:
     def close(self) -> None:
         """Close all sockets; the thread that tends has ended."""
         self._directory.close()
+        self._link.close()
         self._socket.close()
         self._wake.close()
 
@@ -147,6 +155,7 @@ class TrodesSource:
     def _connect(self, endpoint: str) -> None:
         if self._connected:
             self.counters["moved"] += 1
+            self._interrupted = True
             self._socket.disconnect(self._connected)
         self._connected = endpoint
         self._socket.connect(endpoint)
@@ -166,6 +175,10 @@ class TrodesSource:
             counters["bad_range"] += 1
             return False
         counters["spikes"] += 1
+        if self._interrupted:
+            self._interrupted = False
+            self._lossy = bridge.watermark is not None
+            counters["interruptions"] += self._lossy
         if not hold.see(sample):
             counters["backwards"] += 1
             if hold.lost_place:
@@ -179,9 +192,15 @@ class TrodesSource:
         if not bridge.full:
             return False
         counters["overfull"] += 1
-        return hold.emit(frame, lossy=False) or bridge.flush(frame, self._fs)
+        return self._emit(frame) or bridge.flush(frame, self._fs)
+
+    def _emit(self, frame: Frame) -> bool:
+        filled = self._hold.emit(frame, lossy=self._lossy)
+        self._lossy = self._lossy and not filled
+        return filled
 
     def _restart(self) -> None:
         self.counters["restarts"] += 1
         self._bridge.restart()
         self._hold.restart()
+        self._lossy = False
