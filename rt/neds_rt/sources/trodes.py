@@ -6,8 +6,9 @@ The network's directory says where the stream is, on a port that is another one 
 is asked beside the hot path and asked again when the stream falls silent. A message is a
 MessagePack map of nTrode, cluster and sample count. It has no number, so lost messages cannot be
 noticed, only lost connections, and nothing says what is complete: the watermark stays `hold_ms`
-behind the newest spike. Clusters from 1 on are sorted units; the nTrode is the channel of the bundle's unit table, unless
-`--units` says otherwise. `rate` is that of the counts, which the messages do not tell.
+behind the newest spike. Clusters from 1 on are sorted units; the nTrode is the channel of the
+bundle's unit table, unless `--units` says otherwise. `rate` is that of the counts, which the
+messages do not tell.
 """
 
 from __future__ import annotations
