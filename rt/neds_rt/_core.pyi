@@ -1,4 +1,4 @@
-"""Types of the C++ extension: of `bind_stream.cpp`, `bind_step.cpp`, `bind_pipeline.cpp`."""
+"""Types of the C++ extension, part by part: of `bind_*.cpp`."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -189,3 +189,29 @@ class Pipeline:
     def service_ns(self) -> int: ...
     @property
     def reasons(self) -> NDArray[np.int64]: ...
+
+class ThresholdDetector:
+    """Raw AP band -> crossings by channel."""
+
+    def __init__(
+        self,
+        channels: int,
+        fs: float,
+        *,
+        highpass_hz: float = 300.0,
+        threshold: float = 5.0,
+        refractory_s: float = 0.001,
+        reference: bool = True,
+    ) -> None: ...
+    def push(self, data: Buffer, first: int) -> int: ...
+    def reset(self) -> None: ...
+    @property
+    def live_from(self) -> int: ...
+    @property
+    def overflow(self) -> int: ...
+    @property
+    def noise(self) -> NDArray[np.float32]: ...
+    @property
+    def samples(self) -> NDArray[np.int64]: ...
+    @property
+    def where(self) -> NDArray[np.int32]: ...

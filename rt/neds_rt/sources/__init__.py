@@ -17,6 +17,8 @@ SOURCES = {
     "zmq+ipc": "neds_rt.sources.zmq:ZmqSource",
     "oe": "neds_rt.sources.openephys:OpenEphysSource",
     "oe-events": "neds_rt.sources.oebroadcast:BroadcastSource",
+    "spikeglx": "neds_rt.sources.spikeglx:SpikeGlxSource",
+    "trodes": "neds_rt.sources.trodes:TrodesSource",
 }
 NATIVE = ("zmq+tcp", "zmq+ipc")  # frames name their stream: several probes may come over one URI
 
