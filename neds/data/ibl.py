@@ -64,15 +64,16 @@ def ibl_reader(preset: str | None, words: Sequence[str]) -> Reader:
                        f"form {' or '.join(FORMS)}, regions beryl")
     if bugs_of(options.bugs) and options.form != "trials":
         raise BadInput("ibl reader", "bugs", options.bugs, "form=trials beside it")
-    from neds.data.ibl_one import local_folder, session_folder
+    from neds.data.ibl_one import session_folder
+
+    def read(source: str) -> Session:
+        name = "" if Path(source).is_dir() else source
+        return read_alf(session_folder(source, options), options, session=name)
 
     def files(source: str) -> list[Path]:
-        folder = local_folder(source, options)
-        return [f.path for f in Alf(folder).files] if folder else []
+        return [file.path for file in Alf(session_folder(source, options)).files]
 
-    return Reader(read=lambda source: read_alf(session_folder(source, options), options,
-                                               session="" if Path(source).is_dir() else source),
-                  files=files)
+    return Reader(read=read, files=files)
 
 
 def read_alf(folder: str | Path, options: IblOptions | None = None, session: str = "") -> Session:

@@ -48,13 +48,6 @@ def connection(mode: str, cache: str, host: str) -> Any:
             "in place of its id") from error
 
 
-def local_folder(source: str, options: IblOptions) -> Path | None:
-    """The folder of a source if all of it may be here: a folder, or a session of a local cache."""
-    if Path(source).is_dir():
-        return Path(source)
-    return session_folder(source, options) if options.mode == "local" else None
-
-
 def session_folder(source: str, options: IblOptions) -> Path:
     """The folder of a source, fetched if it is the id of a session that is not here.
 

@@ -28,8 +28,8 @@ T = TypeVar("T", bound=msgspec.Struct)
 class Reader:
     """`read` makes a session of a source: a file, a folder, or a name the reader knows.
 
-    `files` lists what `read` will read; their content decides whether a session is up to date. It
-    is empty where nothing is known before reading, such as a session that must be fetched.
+    `files` lists what `read` will read, fetched first where it must be: their content decides
+    whether a session is up to date.
     """
 
     read: Callable[[str], Any]

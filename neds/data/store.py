@@ -140,9 +140,30 @@ def read_session(path: str | Path) -> Session:
         raise BadInput(source, "content", error, "a whole session file (HDF5)") from error
 
 
-def _read(file: Any) -> Session:
-    metadata = json.loads(file.attrs["metadata"])
+def read_facts(path: str | Path) -> dict[str, Any]:
+    """What a session file says of itself, without its data: session, subject, units, seconds,
+    behaviours and metadata. Raises `BadInput` as `read_session` does."""
+    source = Path(path)
+    try:
+        with naming(source), h5py.File(source, "r") as file:
+            if file.attrs.get("schema") != SCHEMA:
+                raise BadInput(source, "schema", file.attrs.get("schema", "no schema"), SCHEMA)
+            seconds = file["domain/end"][()] - file["domain/start"][()]
+            return {"session": str(file.attrs["session"]), "subject": str(file.attrs["subject"]),
+                    "units": len(file["units/cluster"]), "seconds": float(seconds.sum()),
+                    "behaviours": list(file["behaviour"]), "metadata": _metadata(file)}
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
+        raise BadInput(source, "content", error, "a whole session file (HDF5)") from error
+
+
+def _metadata(file: Any) -> dict[str, Any]:
+    metadata: dict[str, Any] = json.loads(file.attrs["metadata"])
     metadata["provenance"] = json.loads(file.attrs["provenance"])
+    return metadata
+
+
+def _read(file: Any) -> Session:
+    metadata = _metadata(file)
     domain = np.stack([file["domain/start"][()], file["domain/end"][()]], axis=1)
     units = file["units"]
     return Session(
