@@ -185,8 +185,9 @@ def _results(calls: list[tuple[Any, ...]], jobs: int, ray: Any) -> Results:
         from neds.cluster import map_files
 
         for i, row in enumerate(map_files(ray, prepare_one, calls)):
-            lost = isinstance(row, Exception)
-            yield i, {"error": f"{calls[i][0]}: task lost: {type(row).__name__}"} if lost else row
+            if isinstance(row, Exception):
+                row = {"error": f"{calls[i][0]}: task lost: {type(row).__name__}"}
+            yield i, row
     elif jobs == 1:
         for i, call in enumerate(calls):
             yield i, prepare_one(*call)

@@ -228,7 +228,8 @@ def _trial_session(
         rows = scaled(values[kept]) if "scale" in bugs else values[kept]
         build.behaviour(name, "continuous", (bins + 1) * BIN_S, rows.ravel(),
                         "" if "scale" in bugs else {"wheel": "rad/s", "whisker": "a.u."}[name])
-    _labels(build, first * BIN_S, (first + BINS) * BIN_S)
+    begin = first.astype(np.float64) * BIN_S
+    _labels(build, begin, begin + BINS * BIN_S)
     build.metadata["ibl"] = {"form": "trials", "bugs": sorted(bugs),
                              "min_rate_hz": options.min_rate_hz}
     return build.finish_counts(counts[kept].reshape(len(bins), -1), bins, BIN_S, columns)

@@ -193,6 +193,30 @@ def test_revisions_and_sortings(tmp_path):
         "", "#2024-01-01#", "#2025-01-01#"}
 
 
+def test_parquet_tables(tmp_path):
+    pandas = pytest.importorskip("pandas")
+    pytest.importorskip("pyarrow")
+    folder = make_alf(tmp_path)
+    for path in (folder / "alf").glob("_ibl_trials.*"):
+        path.unlink()
+    table = trials_table()
+    table["intervals_0"], table["intervals_1"] = table.pop("intervals").T
+    pandas.DataFrame(table).to_parquet(folder / "alf" / "_ibl_trials.table.pqt")
+    at = folder / "alf" / "probe00" / "pykilosort"
+    label = pandas.DataFrame({"cluster_id": [5, 0, 1, 2], "label": [1.0, 1.0, 0.3, 0.6]})
+    label.to_parquet(at / "clusters.metrics.pqt")  # no row for 3 and 4
+    label.assign(cluster_id=range(4)).to_parquet(
+        folder / "alf" / "probe01" / "pykilosort" / "clusters.metrics.pqt")
+    session = ibl_reader(None, ["keep=label>=1"]).read(str(folder))
+    assert session.units.cluster.tolist() == [0, 5, 0, 1]
+    assert session.units.probe.tolist() == ["probe00"] * 2 + ["probe01"] * 2
+    assert len(session.trials["intervals_0"]) == len(KEPT)
+    (at / "clusters.metrics.pqt").write_bytes(b"no table")
+    other = ibl_reader(None, ["keep=label>=1"]).read(str(folder))
+    assert other.units.probe.tolist() == ["probe01"] * 2
+    assert "clusters.metrics.pqt" in drops(other, "unit")[0].reason
+
+
 def test_there_and_back(tmp_path):
     session = event_session()
     write_alf(session, tmp_path / "a")
