@@ -13,7 +13,6 @@ code 4 if float32 is off by more than 1e-4 there, or another precision changes a
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -23,18 +22,23 @@ import msgspec
 import numpy as np
 import torch
 
-from neds.checkpoint import load_checkpoint
-from neds.data.store import read_session
-from neds.dataset import Recording, match
-from neds.evaluate import decode_part, decode_rows
-from neds.export import export
-from neds.model import Neds
-from neds.precisions import decode_with, errors, precision_report, scores_of
-from neds_rt.bundle import Bundle, read_bundle
-from neds_rt.engine_parity import SCORE_LIMIT
-from neds_rt.engines import load_engine
-from neds_rt.engines.native import NativeEngine
-from neds_rt.machine import commit, machine_facts
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:  # run as a program, its neighbours are not on the path
+    sys.path.insert(0, str(ROOT))
+
+from bench.output import write_json  # noqa: E402
+from neds.checkpoint import load_checkpoint  # noqa: E402
+from neds.data.store import read_session  # noqa: E402
+from neds.dataset import Recording, match  # noqa: E402
+from neds.evaluate import decode_part, decode_rows  # noqa: E402
+from neds.export import export  # noqa: E402
+from neds.model import Neds  # noqa: E402
+from neds.precisions import decode_with, errors, precision_report, scores_of  # noqa: E402
+from neds_rt.bundle import Bundle, read_bundle  # noqa: E402
+from neds_rt.engine_parity import SCORE_LIMIT  # noqa: E402
+from neds_rt.engines import load_engine  # noqa: E402
+from neds_rt.engines.native import NativeEngine  # noqa: E402
+from neds_rt.machine import commit, machine_facts  # noqa: E402
 
 FLOAT_LIMIT = 1e-4
 
@@ -113,7 +117,7 @@ def main(arguments: list[str] | None = None) -> int:
             result["sessions"].append(on_test_part(model, recording, bundle))
             print(describe(result["sessions"][-1]), flush=True)
     if args.out is not None:
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+        write_json(args.out, result)
     return 0 if passes(result) else 4
 
 
