@@ -32,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                        "conv=5,recurrent=1 (the default if no --model is given, hidden=256, "
                        "heads=8)")
     parser.add_argument("--engine", default="native", metavar="E[,E...]",
-                        help="engines, by name or as module:Class (default native)")
+                        help="engines, each NAME[:PRECISION]; NAME may be module:Class "
+                        "(default native)")
     parser.add_argument("--bins-per-second", type=float, default=50.0, metavar="R",
                         help="bins sent a second (default 50)")
     parser.add_argument("--bins", type=int, default=20_000, metavar="N",
@@ -50,12 +51,13 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from neds_rt.bundle import read_bundle
+    from neds_rt.engines import parse_engine
     from neds_rt.latency.random_model import parse_sizes, write_random
 
     sizes = parse_sizes(args.synthetic)
     _check(args)
     with tempfile.TemporaryDirectory(prefix="neds-bench-") as folder:
-        graph = any(name.partition(":")[0] != "native" for name in args.engine.split(","))
+        graph = any(parse_engine(name)[0] != "native" for name in args.engine.split(","))
         model = Path(args.model) if args.model else write_random(
             Path(folder), sizes, 1 / args.bins_per_second, graph=graph)
         manifest = read_bundle(model).manifest
@@ -65,15 +67,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
+    from neds_rt.engines import parse_engine
     from neds_rt.errors import BadInput
 
     for option, value in (("--bins-per-second", args.bins_per_second), ("--bins", args.bins),
                           ("--round", args.round), ("--rate-hz", args.rate_hz)):
         if value is not None and not 0 < value < float("inf"):
             raise BadInput(option, "value", value, "a number above 0")
-    for name in args.engine.split(","):
-        if not name:
-            raise BadInput("--engine", "name", repr(args.engine), "names separated by commas")
+    for engine in args.engine.split(","):
+        parse_engine(engine)
 
 
 def _measure(

@@ -14,10 +14,12 @@ from neds_rt.errors import BadInput
 ISA_VARIABLE = "NEDS_ISA"
 
 
-def build_step_engine(bundle: Bundle, isa: str = "") -> _core.StepEngine:
+def build_step_engine(
+    bundle: Bundle, precision: str = "float32", isa: str = ""
+) -> _core.StepEngine:
     """Return the C++ engine of `bundle`; `isa` is one of `_core.supported_isas()` or the best.
 
-    Raises `ValueError` when the bundle's sizes, its tensors or `isa` do not fit.
+    Raises `ValueError` when the bundle's sizes, its tensors, `precision` or `isa` do not fit.
     """
     shape = bundle.manifest.shape
     return _core.StepEngine(
@@ -32,6 +34,7 @@ def build_step_engine(bundle: Bundle, isa: str = "") -> _core.StepEngine:
         rope_base=shape.rope_base,
         modalities=[(m.n_outputs, m.kind == "categorical") for m in bundle.manifest.modalities],
         weights=bundle.weights,
+        precision=precision,
         isa=isa,
     )
 
@@ -44,15 +47,16 @@ class NativeEngine:
     """
 
     name = "native"
-    precision = "float32"
+    precisions = ("float32", "bf16", "int8")
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, precision: str = "float32") -> None:
+        self.precision = precision
         isa = os.environ.get(ISA_VARIABLE, "")
         supported = _core.supported_isas()
         if isa and isa not in supported:
             raise BadInput("environment", ISA_VARIABLE, repr(isa), f"one of {', '.join(supported)}")
         try:
-            self.core = build_step_engine(bundle, isa)
+            self.core = build_step_engine(bundle, precision, isa)
         except ValueError as error:
             raise BadInput(bundle.where, "model", error, "sizes and tensors that fit") from None
         self.isa = self.core.isa

@@ -23,9 +23,10 @@ class OnnxEngine:
     """
 
     name = "onnx"
-    precision = "float32"
+    precisions = ("float32",)
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, precision: str = "float32") -> None:
+        self.precision = precision
         manifest, shape = bundle.manifest, bundle.manifest.shape
         self.n_units = len(manifest.units)
         self.n_outputs = sum(modality.n_outputs for modality in manifest.modalities)

@@ -22,6 +22,7 @@ import zmq
 from neds_rt.binning import bin_edges
 from neds_rt.bundle import Manifest
 from neds_rt.children import Child
+from neds_rt.engines import parse_engine
 from neds_rt.errors import BadInput, StartError
 from neds_rt.latency.report import Seen, echo_row, engine_row, values_of
 from neds_rt.machine import cpu_seconds
@@ -74,7 +75,7 @@ class Contender:
 def served(engine: str) -> Contender:
     """`neds-rt serve` with an engine; between its rounds it is to be quiet, never stale."""
     arguments = ("serve", "--engine", engine, "--stale-after", "86400")
-    return Contender(engine, "neds_rt", arguments, engine)
+    return Contender(engine, "neds_rt", arguments, parse_engine(engine)[0])
 
 
 @dataclass
