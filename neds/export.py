@@ -197,6 +197,15 @@ def export(
     decoder has not) or one of another form than bundles serve, a session without behaviours or an
     unknown one; `CheckFailed` for a bundle that fails parity.
     """
+    return write_bundle(
+        out, **bundle_parts(model, info, recording, behaviours=behaviours, graphs=graphs))
+
+
+def bundle_parts(
+    model: Neds, info: CheckpointInfo, recording: Recording, *, behaviours: list[str],
+    graphs: list[str],
+) -> dict[str, Any]:
+    """All that `export` writes, parity report included, as `write_bundle` takes it."""
     _check_form(info.config.model, recording.state.session)
     if not recording.encoded:
         raise BadInput(recording.state.session, "behaviours", "none", "some to decode")
@@ -226,7 +235,7 @@ def export(
         files["window.onnx"] = window_graph(draft)
     draft = make_bundle(**parts, files=files)
     parity = parity_report(model, recording, draft)
-    return write_bundle(out, **parts, files=files, parity=parity)
+    return {**parts, "files": files, "parity": parity}
 
 
 def _check_form(config: ModelConfig, session: str) -> None:
@@ -271,11 +280,8 @@ def parity_report(model: Neds, recording: Recording, bundle: Bundle) -> dict[str
     starts cold, up to `PARITY_BINS` bins in all. Raises `CheckFailed` when an engine is off by more
     than `PARITY_LIMIT`.
     """
-    runs = _first_runs(recording, PARITY_BINS)
-    names = [m.name for m in bundle.manifest.modalities]
-    kept = [m for m, b in enumerate(recording.state.behaviours) if b.name in names]
-    decoded = [decode_rows(model, recording, first, stop) for first, stop in runs]
-    truth = np.concatenate([np.concatenate([d[m] for m in kept], 1) for d in decoded])
+    runs = held_back_runs(recording)
+    truth = torch_outputs(model, recording, bundle, runs)
     report: dict[str, Any] = {"reference": "torch batch form, float32", "bins": len(truth)}
     counts = [recording.counts[first:stop].numpy().astype(np.uint16) for first, stop in runs]
     for name in ("native", "onnx"):
@@ -287,7 +293,17 @@ def parity_report(model: Neds, recording: Recording, bundle: Bundle) -> dict[str
     return report
 
 
-def _first_runs(recording: Recording, bins: int) -> list[tuple[int, int]]:
+def torch_outputs(
+    model: Neds, recording: Recording, bundle: Bundle, runs: list[tuple[int, int]]
+) -> Floats:
+    """What float32 torch predicts over these runs of rows, (T, n_outputs) as engines give them."""
+    names = [m.name for m in bundle.manifest.modalities]
+    kept = [m for m, b in enumerate(recording.state.behaviours) if b.name in names]
+    decoded = [decode_rows(model, recording, first, stop) for first, stop in runs]
+    return np.concatenate([np.concatenate([d[m] for m in kept], 1) for d in decoded])
+
+
+def held_back_runs(recording: Recording, bins: int = PARITY_BINS) -> list[tuple[int, int]]:
     """The first runs of the test part, cut to `bins` rows in all."""
     runs: list[tuple[int, int]] = []
     for first, stop in recording.runs_within("test"):

@@ -133,6 +133,15 @@ NEDS_INLINE Factor<Int8> factor<Int8>(const float* row, int n, std::int16_t* to)
   return {to, top / 32767.0f + reduce<false>(poison)};
 }
 
+// Ask for what is read next but one. It costs nothing measurable where that is in the caches
+// already, and saves up to a tenth of a step where it is not. What follows a matrix is the next one, so running past its end is right as well.
+template <int BYTES>
+NEDS_INLINE void fetch_ahead(const void* p) {
+#pragma GCC unroll 4
+  for (int line = 0; line < BYTES; line += 64)
+    __builtin_prefetch(static_cast<const char*>(p) + 1024 + line);
+}
+
 // sums[v] += factor . panel over `depth`, without the factor's scale. One row leaves few
 // independent sums, so `unroll` steps of the depth are kept apart to hide an addition's latency.
 template <class W, int VECTORS>
@@ -147,6 +156,7 @@ NEDS_INLINE void multiply(const float* weight, int depth, Factor<Float32> row,
     for (int u = 0; u < unroll; ++u) {
 #pragma GCC unroll 4
       for (int v = 0; v < VECTORS; ++v) part[u][v] += load(weight + v * lanes) * input[k + u];
+      fetch_ahead<VECTORS * lanes * 4>(weight);
       weight += VECTORS * lanes;
     }
   }
@@ -176,6 +186,7 @@ NEDS_INLINE void multiply(const std::uint16_t* weight, int depth, Factor<Bf16> r
       part[2 * u][v] += (vfloat)(pair << 16) * input[k + 2 * u];
       part[2 * u + 1][v] += (vfloat)(pair & 0xFFFF0000u) * input[k + 2 * u + 1];
     }
+    fetch_ahead<VECTORS * lanes * 4>(weight);
     weight += VECTORS * 2 * lanes;
   };
   for (; k + step <= depth; k += step) {
@@ -204,6 +215,7 @@ NEDS_INLINE void multiply(const std::int8_t* weight, int depth, Factor<Int8> row
 #pragma GCC unroll 4
       for (int v = 0; v < VECTORS; ++v)
         part[u][v] = add_pair_products(part[u][v], weight + v * 2 * lanes, pair);
+      fetch_ahead<VECTORS * lanes * 2>(weight);
       weight += VECTORS * 2 * lanes;
     };
     for (; k + 2 * unroll <= end; k += 2 * unroll) {

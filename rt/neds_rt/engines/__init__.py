@@ -17,6 +17,8 @@ ENGINES = {
     "native": "neds_rt.engines.native:NativeEngine",
     "onnx": "neds_rt.engines.onnx:OnnxEngine",
     "cuda": "neds_rt.engines.cuda:CudaEngine",
+    "tensorrt": "neds_rt.engines.tensorrt:TensorRTEngine",
+    "tensorrt_rtx": "neds_rt.engines.tensorrt:RtxEngine",
 }
 
 ENGINE_PARTS = (
