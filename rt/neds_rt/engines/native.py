@@ -44,7 +44,8 @@ class NativeEngine:
 
     Its memory traffic is its cost, so bf16 and int8 weights are faster; README.md says what is
     stored how. The instruction set is the best that the CPU has; the environment variable
-    `NEDS_ISA` names another one (`baseline`, `avx2`, `avx512`, `avx512vnni`). Raises `BadInput` for one that is not there.
+    `NEDS_ISA` names another one (`baseline`, `avx2`, `avx512`, `avx512vnni`). Raises `BadInput` for
+    one that is not there.
     """
 
     name = "native"
