@@ -29,6 +29,7 @@ if str(ROOT) not in sys.path:  # run as a program, its neighbours are not on the
 
 from bench.output import finish  # noqa: E402
 from neds_rt.bundle import read_bundle  # noqa: E402
+from neds_rt.engines import parse_engine  # noqa: E402
 from neds_rt.errors import BadInput, NedsError, StartError  # noqa: E402
 from neds_rt.latency.random_model import parse_sizes, write_random  # noqa: E402
 from neds_rt.latency.report import print_table  # noqa: E402
@@ -105,7 +106,7 @@ def compare(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     import msgspec
 
     sizes = parse_sizes(args.synthetic)
-    graph = any(name.partition(":")[0] != "native" for name in args.engine)
+    graph = any(parse_engine(name)[0] != "native" for name in args.engine)
     model = Path(args.model) if args.model else write_random(
         folder, sizes, 1 / args.bins_per_second, graph=graph)
     manifest = read_bundle(model).manifest
