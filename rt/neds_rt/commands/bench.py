@@ -35,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                        "conv=5,recurrent=1 (the default if no --model is given, hidden=256, "
                        "heads=8)")
     parser.add_argument("--engine", default="native", metavar="E[,E...]",
-                        help="engines, by name or as module:Class (default native)")
+                        help="engines, each NAME[:PRECISION]; NAME may be module:Class "
+                        "(default native)")
     parser.add_argument("--bins-per-second", type=float, default=50.0, metavar="R",
                         help="bins sent a second (default 50)")
     parser.add_argument("--bins", type=int, default=20_000, metavar="N",
@@ -65,15 +66,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
+    from neds_rt.engines import parse_engine
     from neds_rt.errors import BadInput
 
     for option, value in (("--bins-per-second", args.bins_per_second), ("--bins", args.bins),
                           ("--round", args.round), ("--rate-hz", args.rate_hz)):
         if value is not None and not 0 < value < float("inf"):
             raise BadInput(option, "value", value, "a number above 0")
-    for name in args.engine.split(","):
-        if not name:
-            raise BadInput("--engine", "name", repr(args.engine), "names separated by commas")
+    for engine in args.engine.split(","):
+        parse_engine(engine)
 
 
 def _synthetic_sizes(text: str) -> dict[str, Any]:
@@ -97,6 +98,7 @@ def _synthetic_sizes(text: str) -> dict[str, Any]:
 def _write_random(folder: Path, sizes: dict[str, Any], args: argparse.Namespace) -> Path:
     """Write a bundle of random weights with the four IBL behaviours; returns its path."""
     from neds_rt.bundle import ModalityOut, Shape, random_bundle, write_bundle
+    from neds_rt.engines import parse_engine
 
     modalities = [
         ModalityOut(name="wheel", kind="continuous", n_outputs=1, unit="rad/s"),
@@ -110,7 +112,7 @@ def _write_random(folder: Path, sizes: dict[str, Any], args: argparse.Namespace)
     bundle = random_bundle(shape, sizes["units"], modalities, bin_size_s=1 / args.bins_per_second)
     manifest = bundle.manifest
     files = {}
-    if any(name != "native" for name in args.engine.split(",")):
+    if any(parse_engine(engine)[0] != "native" for engine in args.engine.split(",")):
         files["model.onnx"] = _step_graph(manifest, bundle.weights)
     path = folder / "random.neds"
     write_bundle(
@@ -177,15 +179,16 @@ def _print(args: argparse.Namespace, report: dict[str, Any]) -> None:
 
     table = Table(title=f"{report['bins']} bins an engine at {report['bins_per_second']:g} a "
                   f"second, {report['rounds']} interleaved rounds; milliseconds")
-    for column in ("engine", "figure", "p50", "p99", "p99.9", "max"):
-        words = column in ("engine", "figure")
+    for column in ("engine", "weights", "figure", "p50", "p99", "p99.9", "max"):
+        words = column in ("engine", "weights", "figure")
         table.add_column(column, justify="left" if words else "right", no_wrap=True)
-    table.add_row("echo", "arrival to publish", *summary_line(report, "echo_us"), style="dim")
+    table.add_row("echo", "", "arrival to publish", *summary_line(report, "echo_us"), style="dim")
     for row in report["engines"]:
         for key, label in (("arrival_to_publish_us", "arrival to publish"),
                            ("service_us", "service"), ("step_us", "step, paced"),
                            ("step_hot_us", "step, tight loop")):
-            name = row["engine"].rpartition(":")[2] if label == "arrival to publish" else ""
-            table.add_row(name, label, *summary_line(row, key))
-        table.add_row("", "a bin late / lost", str(row["late"]), str(row["lost"]))
+            first = label == "arrival to publish"
+            names = (row["engine"].rpartition(":")[2], row["precision"]) if first else ("", "")
+            table.add_row(*names, label, *summary_line(row, key))
+        table.add_row("", "", "a bin late / lost", str(row["late"]), str(row["lost"]))
     Console().print(table)

@@ -44,7 +44,7 @@ def main() -> int:
     """Entry point of the process."""
     parser = argparse.ArgumentParser(description="Time an engine's step in a tight loop.")
     parser.add_argument("--model", required=True, help="bundle")
-    parser.add_argument("--engine", required=True, help="engine name or module:Class")
+    parser.add_argument("--engine", required=True, help="NAME[:PRECISION]")
     parser.add_argument("--rate-hz", type=float, default=10.0, help="mean rate of a unit")
     parser.add_argument("--limit-s", type=float, default=5.0, help="longest time to measure")
     args = parser.parse_args()

@@ -21,6 +21,7 @@ import zmq
 from neds_rt.binning import bin_edges
 from neds_rt.bundle import Manifest
 from neds_rt.children import Child
+from neds_rt.engines import parse_engine
 from neds_rt.errors import BadInput, StartError
 from neds_rt.stats import percentiles
 from neds_rt.subscribe import subscribe
@@ -203,7 +204,7 @@ class LiveBench:
             if stats is None:
                 raise StartError(f"{target.name}: the server ended without its summary")
             rows.append({
-                "engine": target.name,
+                "engine": parse_engine(target.name)[0],
                 "precision": stats["precision"],
                 "step_us": stats["latency"]["step_us"],
                 "service_us": percentiles(np.array(target.service_us)),
