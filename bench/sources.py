@@ -160,6 +160,8 @@ def compare(
     decodes: list[Decode], rows: NDArray[np.uint16], feed: Feed, start_ns: int
 ) -> dict[str, Any]:
     """Compare the counts the model was given with offline binning, and take the ages."""
+    if not decodes:
+        raise SystemExit("no decode came")
     bins = np.array([d.bin for d in decodes])
     first, last = int(bins.min()), int(bins.max())
     truth = bin_spikes(feed.samples, feed.units, feed.n_units, feed.fs, BIN_S, first,

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from neds.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from neds.data.dropped import LEVELS, DropReport
 from neds.data.rebin import rebin_factor, rebinned
 from neds.data.session import Behaviour, Counts, Session, Units
 from neds.data.store import write_session
 from neds.data.synthetic import synthetic_session
 from neds.dataset import match
-from neds.drops import LEVELS, DropReport, is_constant, load_recordings, usable
+from neds.drops import is_constant, load_recordings, usable
 from neds.train import train
 from neds_rt.errors import BadInput
 from neds_rt.synthetic import SyntheticAnimal
@@ -262,7 +263,8 @@ def test_report_as_text_and_json():
     facts = json.loads(json.dumps(report.as_json()))
     assert facts["units"] == 7
     assert facts["sessions"] == 1
-    assert set(facts) == {"sessions", "behaviours", "classes", "units", "bins", "entries"}
+    assert set(facts) == {"sessions", "trials", "columns", "behaviours", "classes", "units",
+                          "spikes", "bins", "entries"}
     assert len(facts) == len(LEVELS) + 1
     assert facts["entries"][1]["reason"] == "silent"
 

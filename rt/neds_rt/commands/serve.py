@@ -32,7 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", metavar="ENDPOINT",
         help=f"where decodes are published, tcp://HOST:PORT (port * picks one) or ipc://PATH "
              f"(default {d.out})")
-    add("--engine", metavar="NAME", help=f"native, onnx or module:Class (default {d.engine})")
+    add("--engine", metavar="NAME[:PRECISION]",
+        help="native, onnx, cuda or module:Class, and what its weights are stored in "
+             f"(default {d.engine})")
     add("--units", metavar="FILE",
         help="unit map of acquisition programs: tab-separated, with columns probe, channel, "
              "cluster, stream, electrode, sorted_id (default: the number in the electrode's name "
@@ -64,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
     from neds_rt.bundle import read_bundle
     from neds_rt.config import load_config, parse_probes
+    from neds_rt.engine_parity import precision_warning
     from neds_rt.engines import load_engine
     from neds_rt.server import Server, announce
 
@@ -75,7 +78,11 @@ def run(args: argparse.Namespace) -> int:
     config.check()
     logging.basicConfig(format="neds-rt serve: %(message)s")
     bundle = read_bundle(config.model)
-    server = Server(config, bundle, load_engine(config.engine, bundle))
+    engine = load_engine(config.engine, bundle)
+    warning = precision_warning(engine, bundle.manifest, bundle.where)
+    server = Server(config, bundle, engine)
+    if warning:
+        print(f"neds-rt serve: {warning}", file=sys.stderr)
     with _Signals(server):
         summary = server.run(announce)
     print(_text(summary))
