@@ -23,8 +23,8 @@ class CountingEngine(NativeEngine):
 
     name = "native, counting"
 
-    def __init__(self, bundle: Bundle) -> None:
-        super().__init__(bundle)
+    def __init__(self, bundle: Bundle, precision: str = "float32") -> None:
+        super().__init__(bundle, precision)
         self._rows = np.lib.format.open_memmap(os.environ[VARIABLE], mode="r+")
         self._next = 0
 
