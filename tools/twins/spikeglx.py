@@ -178,6 +178,8 @@ class SpikeGlxTwin:
 
     def _spoiled(self, words: list[str]) -> bytes | None:
         fault, self.fault = self.fault, ""
+        if fault == "backwards" and self.count <= int(words[2]):  # nothing to spoil yet
+            fault, self.fault = "", fault
         if fault == "close":
             return None
         if fault == "error":
