@@ -147,7 +147,7 @@ def probes_of(
         try:
             times, unit, columns, more = _probe(alf, place, probe, build)
         except BadInput as error:
-            build.drop("unit", probe, error, 0)
+            build.drop("probe", probe, error)
             continue
         parts.append((times, unit + done, columns, more))
         done += len(columns["cluster"])

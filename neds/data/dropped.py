@@ -17,9 +17,9 @@ from neds.data.session import Session
 KEY = "dropped"
 """Where a session's metadata holds what its reader left out."""
 
-LEVELS = ("session", "trial", "column", "behaviour", "class", "unit", "spike", "bin")
-"""What an entry counts. Sessions, trials, columns of the trials table, behaviours, units and spikes
-are left out; bins are
+LEVELS = ("session", "probe", "trial", "column", "behaviour", "class", "unit", "spike", "bin")
+"""What an entry counts. Sessions, probes, trials, columns of tables, behaviours, units and
+spikes are left out; bins are
 masked; a class that the training part never shows stays in the scores, where it counts as
 errors."""
 

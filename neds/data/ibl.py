@@ -131,7 +131,8 @@ def _traces(alf: Alf, build: Builder, bugs: frozenset[str] = frozenset()) -> dic
                 found[name] = attempt()
                 break
             except BadInput as error:
-                build.drop("behaviour", name, error, 0 if attempt is not loads[-1] else 1)
+                last = attempt is loads[-1]  # else the other camera is tried
+                build.drop("behaviour", name if last else f"{name} (left)", error, int(last))
     return found
 
 

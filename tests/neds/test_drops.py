@@ -263,8 +263,8 @@ def test_report_as_text_and_json():
     facts = json.loads(json.dumps(report.as_json()))
     assert facts["units"] == 7
     assert facts["sessions"] == 1
-    assert set(facts) == {"sessions", "trials", "columns", "behaviours", "classes", "units",
-                          "spikes", "bins", "entries"}
+    assert set(facts) == {"sessions", "probes", "trials", "columns", "behaviours", "classes",
+                          "units", "spikes", "bins", "entries"}
     assert len(facts) == len(LEVELS) + 1
     assert facts["entries"][1]["reason"] == "silent"
 

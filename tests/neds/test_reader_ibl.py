@@ -165,9 +165,10 @@ def test_missing_and_broken_files_degrade(tmp_path):
     np.save(alf / "probe01" / "pykilosort" / "spikes.clusters.npy", np.zeros(3, int))
     session = read_alf(folder)
     assert session.n_units == 5
-    assert sorted({d.name for d in drops(session, "behaviour")}) == ["wheel", "whisker"]
+    assert {d.name: d.count for d in drops(session, "behaviour")} == {
+        "wheel": 1, "whisker (left)": 0, "whisker": 1}
     assert "stimOff_times" in [d.name for d in drops(session, "column")]
-    assert drops(session, "unit")[0].name == "probe01"
+    assert drops(session, "probe")[0].name == "probe01"
     np.save(alf / "_ibl_trials.choice.npy", np.zeros(7))
     poorer = read_alf(folder)
     assert not poorer.behaviours
@@ -214,7 +215,7 @@ def test_parquet_tables(tmp_path):
     (at / "clusters.metrics.pqt").write_bytes(b"no table")
     other = ibl_reader(None, ["keep=label>=1"]).read(str(folder))
     assert other.units.probe.tolist() == ["probe01"] * 2
-    assert "clusters.metrics.pqt" in drops(other, "unit")[0].reason
+    assert "clusters.metrics.pqt" in drops(other, "probe")[0].reason
 
 
 def test_there_and_back(tmp_path):
