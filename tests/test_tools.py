@@ -124,8 +124,10 @@ def throughput_result():
 
 
 def plans_result():
-    return {"plans": [{"form": "window", "precision": "fp16", "target": "sm89", "build_s": 0.61,
-                       "product": "tensorrt-rtx", "version": "1.7.1", "bytes": 12_345_678}]}
+    plan = {"model": "1M", "parameters": 973_063, "units": 600, "window": 100, "form": "window",
+            "precision": "fp16", "target": "sm89", "build_s": 16.38, "build_cpu_s": 1.78,
+            "plan_bytes": 12_345_678, "graph_bytes": 2_405_473}
+    return {"product": "tensorrt-rtx", "version": "1.7.1", "plans": [plan]}
 
 
 def figure(p50):
@@ -383,17 +385,17 @@ def test_gpu_figures_stand_beside_the_floor_of_the_same_run():
 
 def test_precisions_by_what_they_change_and_by_the_floor():
     engine = {"engine": "native", "precision": "int8", "max": 0.0123, "rms": 0.004,
-              "score_change": {"velocity": -0.00123, "choice": None}}
-    made = {"sessions": [{"session": "a", "bins": 9, "torch": {"velocity": 0.8, "choice": 0.7},
-                          "engines": [engine]}],
+              "score_change": {"velocity": -0.00123, "position": -0.00001, "choice": None}}
+    scores = dict.fromkeys(("velocity", "position", "choice"), 0.8)
+    made = {"sessions": [{"session": "a", "bins": 9, "torch": scores, "engines": [engine]}],
             "stream": {"session": "a", "bins": 100_000, "int8": {"max": 0.02, "rms": 0.005}}}
     assert lines_of(precisions.parity_table([made])) == [
         "| against torch float32 | precision | largest error | RMS error | change of velocity | "
-        "change of choice |",
-        "| --- | --: | --: | --: | --: | --: |",
-        "| a, 9 test bins (velocity 0.800, choice 0.700) | int8 | 1.2e-02 | 4.0e-03 | -0.0012 | "
-        "– |",
-        "| a, one stream of 100000 bins | int8 | 2.0e-02 | 5.0e-03 | – | – |",
+        "change of position | change of choice |",
+        "| --- | --: | --: | --: | --: | --: | --: |",
+        "| a, 9 test bins (velocity 0.800, position 0.800, choice 0.800) | int8 | 1.2e-02 | "
+        "4.0e-03 | -0.0012 | 0.0000 | – |",
+        "| a, one stream of 100000 bins | int8 | 2.0e-02 | 5.0e-03 | – | – | – |",
     ]
     span = {"min": 90.0, "p50": 100.4, "p99": 200.0}
     case = {"precision": "int8", "bytes": 3_456_789, "of_floor": 1.5, "of_floor_min": 1.2,
@@ -464,7 +466,7 @@ def test_a_table_goes_to_the_page_that_has_its_place(tables, folder):
     (folder / "plans.json").write_text(json.dumps(plans_result()))
     assert run(tables, folder, "--readme", str(folder / "README.md"), str(other)) == 0
     assert lines_of(other.read_text())[2] == (
-        "| window | fp16 | sm89 | tensorrt-rtx 1.7.1 | 12.3 | 0.6 |")
+        "| 1M (1.0 M, 600 units, window 100) | window | fp16 | sm89 | 2.4 | 12.3 | 16.4 | 1.8 |")
     assert "tensorrt" not in (folder / "README.md").read_text()
 
 

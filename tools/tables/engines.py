@@ -133,14 +133,19 @@ def size_curves(
 
 
 def plans_table(results: Sequence[Result]) -> str:
-    """A row a GPU plan that was built: form, precision, target, size and time."""
-    rows = [["plan", "precision", "target", "built by", "MB", "seconds to build"]]
+    """A row a GPU plan that was built: model, form, precision, target, size and time."""
+    tables = []
     for result in results:
+        rows = [[f"{result['product']} {result['version']}", "form", "precision", "target",
+                 "graph, MB", "plan, MB", "seconds to build", "of CPU"]]
         for plan in result["plans"]:
-            rows.append([str(plan["form"]), plan["precision"], plan["target"],
-                         f"{plan['product']} {plan['version']}", f"{plan['bytes'] / 1e6:.1f}",
-                         f"{plan['build_s']:.1f}"])
-    return markdown(rows)
+            rows.append([f"{plan['model']} ({plan['parameters'] / 1e6:.1f} M, {plan['units']} "
+                         f"units, window {plan['window']})",
+                         plan["form"], plan["precision"], plan["target"],
+                         f"{plan['graph_bytes'] / 1e6:.1f}", f"{plan['plan_bytes'] / 1e6:.1f}",
+                         f"{plan['build_s']:.1f}", f"{plan['build_cpu_s']:.1f}"])
+        tables.append(markdown(rows))
+    return "\n".join(tables)
 
 
 def _cells(figure: dict[str, float] | None) -> list[str]:

@@ -27,7 +27,7 @@ def parity_table(results: Sequence[Result]) -> str:
                 changes = [engine["score_change"].get(name) for name in behaviours]
                 rows.append([f"{case['session']}, {case['bins']} test bins ({scores})",
                              engine["precision"], f"{engine['max']:.1e}", f"{engine['rms']:.1e}",
-                             *(NONE if c is None else f"{c:+.4f}" for c in changes)])
+                             *map(_change, changes)])
         stream = result["stream"]
         for precision, errors in stream.items():
             if isinstance(errors, dict):
@@ -56,3 +56,10 @@ def floor_table(results: Sequence[Result]) -> str:
                          f"{case['of_floor']:.2f}"])
         tables.append(markdown(rows))
     return "\n".join(tables)
+
+
+def _change(value: float | None) -> str:
+    """A change of a score; one that rounds to nothing has no sign."""
+    if value is None:
+        return NONE
+    return f"{value:+.4f}" if abs(value) >= 0.00005 else "0.0000"
