@@ -69,7 +69,7 @@ def forms_result():
             row("glm", "a", 0.04, "spikes.bps_pooled"), row("glm", "b", 0.06, "spikes.bps_pooled"),
             row("neds_decoding", "a", -0.5, "spikes.bps_pooled"), row("neds_decoding", "a", 0.7),
             row("neds_decoding", "b", 0.7)]
-    return result(*rows, file="forms-made.json")
+    return result(*rows, file="forms-made.json") | {"protocol": "forms,masking,encoding"}
 
 
 def new_session_result():
