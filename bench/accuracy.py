@@ -34,10 +34,12 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # run as a program, its neighbours are not on the path
     sys.path.insert(0, str(ROOT))
 
+from bench import archives  # noqa: E402
+from bench.output import write_json  # noqa: E402
 from bench.protocols import FIRST_SEED, MODELS, PROTOCOLS  # noqa: E402
 from bench.tasks import Row, Task, run_task  # noqa: E402
 from neds.config import load_recipe  # noqa: E402
-from neds.data.presets import PRESETS, guess_preset  # noqa: E402
+from neds.data.presets import PRESETS  # noqa: E402
 from neds_rt.errors import BadInput  # noqa: E402
 from neds_rt.machine import commit, machine_facts  # noqa: E402
 
@@ -58,7 +60,8 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     """Options of the program."""
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", required=True, help="directory of .npz archives")
+    parser.add_argument("--data", required=True,
+                        help="directory of .npz archives, or of session files")
     parser.add_argument("--preset", default=None,
                         help="how to read them (by the arrays they hold)")
     parser.add_argument("--protocol", default="within", help=", ".join(PROTOCOLS))
@@ -72,6 +75,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--single-recipe", default=None, help="of models trained on one")
     parser.add_argument("--set", action="append", default=[], metavar="TABLE.FIELD=VALUE")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=FIRST_SEED)
     parser.add_argument("--threads", type=int, default=1, help="of each job")
     parser.add_argument("--jobs", type=int, default=1, help="fits at the same time")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -99,7 +103,7 @@ def score_all(args: argparse.Namespace) -> int:
         if error:
             failed.append(f"{task.label()}: {error}")
         if args.out:
-            write(Path(args.out), rows, args)
+            write_json(args.out, summary(rows, args))
     print_means(rows)
     if args.json:
         print(json.dumps(summary(rows, args)))
@@ -136,13 +140,14 @@ def wanted_models(args: argparse.Namespace) -> list[str]:
 
 def tasks_of(args: argparse.Namespace) -> Iterator[Task]:
     """The fits to be made: by seed, so that an unfinished run has all models of the first."""
-    files = sorted(Path(args.data).glob("*.npz"))
+    files = archives.find(args.data)
     if args.sessions:
         files = [f for f in files if any(name in f.name for name in args.sessions.split(","))]
     if not files:
-        raise BadInput(args.data, "archives", "none to score", ".npz files named as in --sessions")
-    preset = args.preset or guess_preset(files[0])
-    if preset not in PRESETS:
+        raise BadInput(args.data, "recordings", "none to score",
+                       ".npz or .h5 files named as in --sessions")
+    preset = args.preset or archives.preset_of(files[0])
+    if preset not in (*PRESETS, archives.STORED):
         raise BadInput("--preset", "name", repr(preset), f"one of {', '.join(PRESETS)}")
     overrides = list(args.set)
     if args.behaviours:
@@ -152,10 +157,10 @@ def tasks_of(args: argparse.Namespace) -> Iterator[Task]:
     for recipe in (many, single):
         load_recipe(recipe, overrides)
     names = tuple(str(f) for f in files)
-    for seed in range(FIRST_SEED, FIRST_SEED + args.seeds):
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
         for name in wanted_models(args):
             model = MODELS[name]
-            if seed > FIRST_SEED and not model.seeded:
+            if seed > args.first_seed and not model.seeded:
                 continue
             common = {"model": name, "seed": seed, "preset": preset, "device": args.device,
                       "overrides": tuple(overrides), "budget": args.budget,
@@ -209,7 +214,7 @@ def recipe_for(preset: str, alone: bool) -> str:
         return "indy" if alone else "indy_many"
     if preset == "steinmetz":
         return "trials"
-    return "single"
+    return "single" if alone or preset != archives.STORED else "pretrain"
 
 
 def finetune_recipe(preset: str) -> str:
@@ -278,16 +283,6 @@ def summary(rows: list[dict[str, Any]], args: argparse.Namespace) -> dict[str, A
         "mean": means(rows),
         "machine": machine_facts(),
     }
-
-
-def write(path: Path, rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
-    """Write the JSON so that a reader never finds a part of it."""
-    staged = path.with_name(f".{path.name}.part")
-    try:
-        staged.write_text(json.dumps(summary(rows, args), indent=1) + "\n")
-        staged.replace(path)
-    except OSError as error:
-        raise BadInput(path, "output", error.strerror, "a file to write") from error
 
 
 if __name__ == "__main__":

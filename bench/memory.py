@@ -26,8 +26,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neds_rt.errors import BadInput
-from neds_rt.machine import commit, machine_facts
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:  # run as a program, its neighbours are not on the path
+    sys.path.insert(0, str(ROOT))
+
+from bench.output import write_json  # noqa: E402
+from neds_rt.errors import BadInput  # noqa: E402
+from neds_rt.machine import commit, machine_facts  # noqa: E402
 
 if TYPE_CHECKING:
     from neds.train import Run
@@ -176,14 +181,7 @@ def report(result: dict[str, Any], args: argparse.Namespace) -> None:
           f"{result['mb_a_session']['beyond_parameters']:.2f} MB of it beyond its parameters",
           file=sys.stderr)
     if args.out:
-        path = Path(args.out)
-        staged = path.with_name(path.name + ".part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            staged.write_text(json.dumps(result, indent=1) + "\n")
-            staged.replace(path)
-        except OSError as error:
-            raise BadInput(path, "output", error.strerror, "a file to write") from error
+        write_json(args.out, result)
     if args.json:
         print(json.dumps(result))
 

@@ -25,6 +25,7 @@ class Model:
     overrides: tuple[str, ...] = ()  # of the recipe
     without: str = ""  # a masking scheme whose share the others take over
     only: str = ""  # a masking scheme that gets everything: a unimodal model
+    oracle: str = ""  # what made the spikes of synthetic animals, a key of ORACLES
     seeded: bool = True  # False: the same whatever the seed
 
 
@@ -43,6 +44,8 @@ MODELS = {
     "glm": Model(baseline="glm", alone=True, seeded=False),
     "glm_window": Model(baseline="glm_window", alone=True, seeded=False),
     "rrr_encoder": Model(baseline="rrr_encoder"),
+    "true_rates": Model(oracle="true_rates", alone=True, seeded=False),
+    "true_drive": Model(oracle="true_drive", alone=True, seeded=False),
     "neds_single": Model(alone=True),
     "neds": Model(),
     "neds_decoding": Model(only="decoding"),

@@ -21,14 +21,16 @@ from typing import Any
 import numpy as np
 import zmq
 
-from neds_rt.bundle import ModalityOut, Shape, random_bundle, read_bundle, write_bundle
+from neds_rt.bundle import read_bundle
 from neds_rt.children import Child
+from neds_rt.latency.random_model import parse_sizes, write_random
 from neds_rt.machine import commit, machine_facts
 from neds_rt.stats import percentiles
 from neds_rt.subscribe import subscribe
 from neds_rt.wire import decode_message
 
 LIMIT_MB = 1.0
+SIZES = "hidden=128,heads=4"  # of the README's latency table
 START_S = 120.0
 QUIET_S = 10.0
 
@@ -37,18 +39,6 @@ def resident_mb(pid: int) -> float:
     """Return the memory a process holds in RAM, in MB."""
     pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
     return round(pages * os.sysconf("SC_PAGE_SIZE") / 1e6, 3)
-
-
-def write_random(path: Path, bin_size_s: float) -> None:
-    """Write a bundle of the size the README's latency table uses."""
-    shape = Shape(hidden=128, layers=5, heads=4, mlp=512, window=100, conv=5, recurrent=True)
-    modalities = [
-        ModalityOut(name="wheel", kind="continuous", n_outputs=1, unit="rad/s"),
-        ModalityOut(name="choice", kind="categorical", n_outputs=2, classes=["right", "left"]),
-    ]
-    made = random_bundle(shape, 600, modalities, bin_size_s=bin_size_s)
-    write_bundle(path, session="random", subject="random", bin_size_s=bin_size_s, shape=shape,
-                 units=made.manifest.units, modalities=modalities, weights=made.weights)
 
 
 def soak(model: Path, engine: str, minutes: float, rate: float, every_s: float) -> dict[str, Any]:
@@ -103,9 +93,8 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="neds-soak-") as folder:
-        model = args.model or Path(folder) / "random.neds"
-        if args.model is None:
-            write_random(model, 1 / args.bins_per_second)
+        model = args.model or write_random(
+            Path(folder), parse_sizes(SIZES), 1 / args.bins_per_second, graph=False)
         report = soak(model, args.engine, args.minutes, args.bins_per_second, args.every)
     passed = report["rss_mb_spread"] <= LIMIT_MB and report["decodes"] == report["bins"]
     if args.json:

@@ -11,13 +11,15 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from bench import archives
+from bench.oracles import ORACLES
 from bench.protocols import MODELS, masking_for
 from neds import baselines
 from neds.config import RunConfig, load_recipe
-from neds.data.presets import read_preset
 from neds.dataset import Recording, describe, fit_bins, to_recording
-from neds.evaluate import decode_part, encode_part
+from neds.evaluate import decode_last_bins, decode_part, encode_part, part_counts
 from neds.metrics import bits_per_spike, score
+from neds.model import Neds
 from neds.train import train
 
 Row = dict[str, Any]
@@ -67,7 +69,7 @@ def recordings_of(task: Task, config: RunConfig, files: tuple[str, ...]
     found = []
     gap = load_recipe(task.recipe, list(task.overrides)).model.window  # the same for every form
     for path in files:
-        session = read_preset(Path(path), task.preset)
+        session = archives.read(path, task.preset)
         config = fit_bins(config, session)
         binned, state = describe(session, config.data, gap)
         found.append(to_recording(binned, state))
@@ -85,7 +87,9 @@ def run_task(task: Task) -> list[Row]:
         return adapted_rows(task, config, recordings, started)
     model = MODELS[task.model]
     scores: Iterator[tuple[str, dict[str, dict[str, float]]]]
-    if model.baseline:
+    if model.oracle:
+        scores = oracle_scores(task, model.oracle, recordings)
+    elif model.baseline:
         scores = baseline_scores(task, recordings)
     else:
         trained = train(config, recordings, progress=False, device=task.device).model
@@ -125,11 +129,30 @@ def baseline_scores(
                 recording, fitted.decode_part(recording, "test"))
 
 
-def neds_scores(model: Any, recording: Recording) -> dict[str, dict[str, float]]:
-    """Decoding and encoding scores on the test part."""
+def oracle_scores(
+    task: Task, oracle: str, recordings: list[Recording]
+) -> Iterator[tuple[str, dict[str, dict[str, float]]]]:
+    """Score what an oracle of `bench.oracles` says of synthetic spikes."""
+    for path, recording in zip(task.files, recordings, strict=True):
+        rates = ORACLES[oracle](archives.read(path, task.preset), recording, "test")
+        counts = part_counts(recording, "test")
+        yield recording.state.session, spike_scores(recording, counts, rates)
+
+
+def neds_scores(model: Neds, recording: Recording) -> dict[str, dict[str, float]]:
+    """Decoding and encoding scores on the test part.
+
+    A window form decodes every bin as the last of a window, as it would have to beside a rig;
+    with `window_` before them its scores where windows lie side by side and show what comes after.
+    """
     predicted = [p for _, p in decode_part(model, recording, "test")]
     counts, rates = encode_part(model, recording, "test")
-    return behaviour_scores(recording, predicted) | spike_scores(recording, counts, rates)
+    found = behaviour_scores(recording, predicted)
+    if model.config.form == "window":
+        lasts = behaviour_scores(recording, decode_last_bins(model, recording, "test"))
+        found = {name: lasts[name] | {f"window_{k}": v for k, v in of.items()}
+                 for name, of in found.items()}
+    return found | spike_scores(recording, counts, rates)
 
 
 def spike_scores(recording: Recording, counts: Floats, rates: Floats

@@ -29,20 +29,25 @@ from typing import Any
 
 import torch
 
-from neds.config import RunConfig, load_recipe
-from neds.data.presets import guess_preset, read_preset
-from neds.data.session import Session
-from neds.data.synthetic import synthetic_session
-from neds.dataset import Recording, describe, fit_bins, to_recording
-from neds.model import count_parameters
-from neds.reference import ReferenceNeds, count_reference
-from neds.reference_config import ReferenceConfig
-from neds.reference_data import align, trial_set
-from neds.reference_train import ReferenceTraining, draw_trials, make_optimiser, make_step
-from neds.train import Run
-from neds_rt.errors import BadInput
-from neds_rt.machine import commit, machine_facts
-from neds_rt.synthetic import SyntheticAnimal
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:  # run as a program, its neighbours are not on the path
+    sys.path.insert(0, str(ROOT))
+
+from bench.output import write_json  # noqa: E402
+from neds.config import RunConfig, load_recipe  # noqa: E402
+from neds.data.presets import guess_preset, read_preset  # noqa: E402
+from neds.data.session import Session  # noqa: E402
+from neds.data.synthetic import synthetic_session  # noqa: E402
+from neds.dataset import Recording, describe, fit_bins, to_recording  # noqa: E402
+from neds.model import count_parameters  # noqa: E402
+from neds.reference import ReferenceNeds, count_reference  # noqa: E402
+from neds.reference_config import ReferenceConfig  # noqa: E402
+from neds.reference_data import align, trial_set  # noqa: E402
+from neds.reference_train import ReferenceTraining, draw_trials, make_optimiser, make_step  # noqa: E402
+from neds.train import Run  # noqa: E402
+from neds_rt.errors import BadInput  # noqa: E402
+from neds_rt.machine import commit, machine_facts  # noqa: E402
+from neds_rt.synthetic import SyntheticAnimal  # noqa: E402
 
 MODELS = ("reference", "reference_bf16", "neds", "neds_as_paper")
 PAPER_FORM = ('model.form="window"', 'model.tokens="separate"', "model.conv=0",
@@ -259,14 +264,7 @@ def report(result: dict[str, Any], args: argparse.Namespace) -> None:
         print(f"{name:15} {rate['median']:8.2f} samples/s ({rate['min']:.2f} to {rate['max']:.2f})"
               f"  {row['parameters']['total']:,} parameters{times}", file=sys.stderr)
     if args.out:
-        path = Path(args.out)
-        staged = path.with_name(path.name + ".part")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            staged.write_text(json.dumps(result, indent=1) + "\n")
-            staged.replace(path)
-        except OSError as error:
-            raise BadInput(path, "output", error.strerror, "a file to write") from error
+        write_json(args.out, result)
     if args.json:
         print(json.dumps(result))
 

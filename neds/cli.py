@@ -17,6 +17,7 @@ COMMANDS = {
     "regions": ("neds.commands.regions", "read brain regions from unit embeddings"),
     "sweep": ("neds.commands.sweep", "search the best recipe with Optuna"),
     "export": ("neds.commands.export", "freeze a model and one animal into a bundle"),
+    "export-trt": ("neds.commands.export_trt", "the same with TensorRT plans for GPUs"),
     "info": ("neds.commands.info", "describe a session, checkpoint or bundle"),
 }
 

@@ -75,7 +75,6 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     clip: float = 1.0  # gradient norm
     unit_dropout: float = 0.2  # share of units silenced per sequence
     own_dropout: float = 0.0  # chance that a session's own maps are taken away for a batch
-    ema: float = 0.0  # decay of the weight average that is validated and kept, 0 for none
     spike_weight: float = 0.2  # weight of the Poisson term against the behaviours' terms
     behaviour_weights: dict[str, float] = {}  # per behaviour, 1 where not named
     validate_every: int = 100
@@ -183,7 +182,6 @@ RANGES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
     ("train.clip", "above 0", lambda v: v > 0),
     ("train.unit_dropout", "from 0 to below 1", lambda v: 0 <= v < 1),
     ("train.own_dropout", "from 0 to below 1", lambda v: 0 <= v < 1),
-    ("train.ema", "from 0 to below 1", lambda v: 0 <= v < 1),
     ("train.patience", "0 or more", lambda v: 0 <= v < 2**31),
     ("train.spike_weight", "0 or more", lambda v: 0 <= v < math.inf),
     ("train.backbone_rate", "0 or more", lambda v: 0 <= v < math.inf),

@@ -42,6 +42,7 @@ class TorchStep:
     """
 
     name = "torch-step"
+    precisions = tuple(PRECISIONS)
 
     def __init__(self, bundle: Bundle, precision: str = "float32", device: str = "") -> None:
         manifest = bundle.manifest

@@ -20,6 +20,7 @@ from torch import Tensor
 from neds.checkpoint import BehaviourState, SessionState
 from neds.config import DataConfig, RunConfig
 from neds.data.checks import naming
+from neds.data.rebin import rebinned
 from neds.data.session import Binned, Counts, Session
 from neds.data.windows import fit_scaling, split, split_trials, units_above
 from neds.model import encode_behaviour
@@ -193,7 +194,10 @@ def _spilled(rows: NDArray[Any], folder: Path, name: str) -> NDArray[Any]:
 
 
 def match(session: Session, state: SessionState, bin_size_s: float) -> Recording:
-    """The same session again, for evaluation; raises `BadInput` if it is not the one trained on."""
+    """The same session again, for evaluation; raises `BadInput` if it is not the one trained on.
+
+    Recorded bins that are finer than the model's are added up, as `--rebin` did for training.
+    """
     if session.session != state.session:
         raise BadInput(session.session, "session", session.session, state.session)
     table = unit_table(session, np.arange(session.n_units))
@@ -205,7 +209,7 @@ def match(session: Session, state: SessionState, bin_size_s: float) -> Recording
         if (found.kind, found.width, list(found.classes)) != (b.kind, b.width, b.classes):
             raise BadInput(session.session, f"behaviour {b.name}", f"{found.kind} x {found.width}",
                            f"{b.kind} x {b.width} with the classes it was trained on")
-    binned = session.binned(bin_size_s)
+    binned = rebinned(session, bin_size_s)[0].binned(bin_size_s)
     if len(binned) != state.split["test"][1]:
         raise BadInput(session.session, "bins", len(binned),
                        f"{state.split['test'][1]}, of which the model's split speaks")

@@ -9,7 +9,7 @@ training part wherever a fit would look there.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -19,58 +19,13 @@ from numpy.typing import NDArray
 from neds.checkpoint import BehaviourState
 from neds.config import RunConfig
 from neds.data.checks import naming
+from neds.data.dropped import DropReport
 from neds.data.rebin import rebin_factor, rebinned
 from neds.data.session import Binned, Counts, Session
 from neds.data.store import read_session
 from neds.data.windows import split
 from neds.dataset import Recording, describe, fit_bins, to_recording
 from neds_rt.errors import BadInput
-
-LEVELS = ("session", "behaviour", "class", "unit", "bin")
-"""What an entry counts. Sessions, behaviours and units are left out; bins are masked; a class that
-the training part never shows stays in the scores, where it counts as errors."""
-
-
-class Drop(msgspec.Struct, frozen=True):
-    """One thing left out: `level` of LEVELS, where, what, why, and how many of that level."""
-
-    level: str
-    session: str
-    name: str
-    reason: str
-    count: int = 1
-
-
-@dataclass
-class DropReport:
-    """Everything that was left out of a run, in the order in which it was found."""
-
-    drops: list[Drop] = field(default_factory=list)
-
-    def add(self, level: str, session: str, name: str, reason: str, count: int = 1) -> None:
-        """Note one drop; the reason becomes one line."""
-        self.drops.append(Drop(level, session, name, " ".join(reason.split()), count))
-
-    def count(self, level: str) -> int:
-        """How many sessions, behaviours, classes, units or bins: an absent class counts once."""
-        found = [d for d in self.drops if d.level == level]
-        return len(found) if level == "class" else sum(d.count for d in found)
-
-    def as_json(self) -> dict[str, object]:
-        """Totals per level under the level's plural, and every entry under `entries`."""
-        plural = {level: level + ("es" if level == "class" else "s") for level in LEVELS}
-        totals = {plural[level]: self.count(level) for level in LEVELS}
-        return {**totals, "entries": msgspec.to_builtins(self.drops)}
-
-    def lines(self) -> list[str]:
-        """The report as aligned plain text, a line an entry; empty when nothing was left out."""
-        rows = [(d.level, str(d.count), d.session, d.name, d.reason) for d in self.drops]
-        if not rows:
-            return []
-        rows.insert(0, ("level", "count", "session", "name", "reason"))
-        width = [max(len(row[i]) for row in rows) for i in range(4)]
-        return ["  ".join([row[0].ljust(width[0]), row[1].rjust(width[1]),
-                           *(row[i].ljust(width[i]) for i in (2, 3)), row[4]]) for row in rows]
 
 
 def load_recordings(

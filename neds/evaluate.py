@@ -23,8 +23,10 @@ from neds.checkpoint import BehaviourState
 from neds.dataset import Recording
 from neds.metrics import bits_per_spike, score
 from neds.model import Neds
+from neds_rt.errors import BadInput
 
 CHUNK = 512  # bins of new output a chunk
+LAST_BINS = 64  # windows at a time where each gives its last bin
 
 Floats = NDArray[np.float32]
 
@@ -69,6 +71,48 @@ def decode_part(
         blank = np.zeros((0, b.spec.n_outputs), np.float32)
         pairs.append((truth, np.concatenate([blank, *(p[m] for p in predicted)])))
     return pairs
+
+
+def decode_last_bins(model: Neds, recording: Recording, part: str) -> list[Floats]:
+    """What a window form could say in real time: each bin decoded as the last of its own window.
+
+    Per behaviour (T, n) in the order of `decode_part`'s rows. A run's first windows are shorter.
+    Raises `BadInput` for a model of the streaming form, whose every bin is decoded so.
+    """
+    if model.config.form != "window":
+        raise BadInput("decode_last_bins", "model.form", model.config.form, "window")
+    parts: list[list[Tensor]] = []
+    model.eval()
+    with torch.inference_mode():
+        for first, stop in recording.runs_within(part):
+            for start in range(first, stop, LAST_BINS):
+                lasts = range(start, min(stop, start + LAST_BINS))
+                parts.append(_last_bins(model, recording, first, lasts))
+    return [
+        to_units(b, torch.cat([p[m] for p in parts])).numpy()
+        for m, b in enumerate(recording.state.behaviours)
+    ]
+
+
+def _last_bins(model: Neds, recording: Recording, first: int, lasts: range) -> list[Tensor]:
+    """Outputs of the rows `lasts`, a window each; the rows before `first` are of another run."""
+    size, device = model.config.window, model.device
+    rows = torch.tensor([[last - size + 1 + i for i in range(size)] for last in lasts])
+    # A window at the start of a run begins with the run: what lacks is at its end, as in training.
+    rows += (first - rows[:, :1]).clamp(min=0)
+    there = rows <= torch.tensor(lasts)[:, None]
+    rows = rows.clamp(max=lasts[-1])
+    at = torch.tensor(lasts) - rows[:, 0]
+    hidden = torch.ones(len(lasts), len(recording.encoded), size, dtype=torch.bool)
+    absent = torch.cat((~there[:, None], ~(recording.known[:, rows].transpose(0, 1)
+                                           & there[:, None])), 1)
+    _, outputs = model(
+        [recording.state.session],
+        (recording.counts[rows].float() * there[..., None]).to(device),
+        [e[rows].to(device) for e in recording.encoded],
+        (~there).to(device), hidden.to(device), absent=absent.to(device),
+    )
+    return [o[torch.arange(len(lasts)), at].cpu() for o in outputs]
 
 
 def encode_part(

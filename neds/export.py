@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from neds.config import ModelConfig
 from neds.dataset import Recording
 from neds.evaluate import decode_part, decode_rows
 from neds.model import BehaviourSpec, BehaviourStitch, Neds, SessionSpec
+from neds.precisions import decode_with, errors, precision_report
 from neds_rt.bundle import Bundle, Manifest, ModalityOut, Shape, make_bundle, write_bundle
 from neds_rt.engines import load_engine
 from neds_rt.errors import BadInput, CheckFailed
@@ -195,6 +197,15 @@ def export(
     decoder has not) or one of another form than bundles serve, a session without behaviours or an
     unknown one; `CheckFailed` for a bundle that fails parity.
     """
+    return write_bundle(
+        out, **bundle_parts(model, info, recording, behaviours=behaviours, graphs=graphs))
+
+
+def bundle_parts(
+    model: Neds, info: CheckpointInfo, recording: Recording, *, behaviours: list[str],
+    graphs: list[str],
+) -> dict[str, Any]:
+    """All that `export` writes, parity report included, as `write_bundle` takes it."""
     _check_form(info.config.model, recording.state.session)
     if not recording.encoded:
         raise BadInput(recording.state.session, "behaviours", "none", "some to decode")
@@ -224,7 +235,7 @@ def export(
         files["window.onnx"] = window_graph(draft)
     draft = make_bundle(**parts, files=files)
     parity = parity_report(model, recording, draft)
-    return write_bundle(out, **parts, files=files, parity=parity)
+    return {**parts, "files": files, "parity": parity}
 
 
 def _check_form(config: ModelConfig, session: str) -> None:
@@ -264,32 +275,35 @@ def _residual_sd(behaviour: BehaviourState, truth: Floats, predicted: Floats) ->
 def parity_report(model: Neds, recording: Recording, bundle: Bundle) -> dict[str, Any]:
     """Largest and RMS error of each engine against torch on held-back rows, relative to outputs.
 
-    Every run of consecutive bins starts cold, up to `PARITY_BINS` bins in all. Raises `CheckFailed`
-    when an engine is off by more than `PARITY_LIMIT`.
+    The list "engines" says the same of every precision of the CPU engine, and what it changes of
+    the scores (`neds_rt.engine_parity`); no limit is put on those. Every run of consecutive bins
+    starts cold, up to `PARITY_BINS` bins in all. Raises `CheckFailed` when an engine is off by more
+    than `PARITY_LIMIT`.
     """
-    runs = _first_runs(recording, PARITY_BINS)
-    names = [m.name for m in bundle.manifest.modalities]
-    kept = [m for m, b in enumerate(recording.state.behaviours) if b.name in names]
-    decoded = [decode_rows(model, recording, first, stop) for first, stop in runs]
-    truth = np.concatenate([np.concatenate([d[m] for m in kept], 1) for d in decoded])
-    scale = float(np.abs(truth).max())
+    runs = held_back_runs(recording)
+    truth = torch_outputs(model, recording, bundle, runs)
     report: dict[str, Any] = {"reference": "torch batch form, float32", "bins": len(truth)}
+    counts = [recording.counts[first:stop].numpy().astype(np.uint16) for first, stop in runs]
     for name in ("native", "onnx"):
-        engine = load_engine(name, bundle)
-        found = []
-        for first, stop in runs:
-            engine.reset()
-            counts = recording.counts[first:stop].numpy().astype(np.uint16)
-            found += [engine.step(row).copy() for row in counts]
-        error = np.abs(np.stack(found) - truth) / scale
-        if not error.max() <= PARITY_LIMIT:
-            raise CheckFailed(f"parity of engine {name} with torch: {error.max():.2e}, "
+        report[name] = errors(decode_with(load_engine(name, bundle), counts), truth)
+        if not report[name]["max"] <= PARITY_LIMIT:
+            raise CheckFailed(f"parity of engine {name} with torch: {report[name]['max']:.2e}, "
                               f"expected at most {PARITY_LIMIT:.0e}")
-        report[name] = {"max": float(error.max()), "rms": float(np.sqrt((error**2).mean()))}
+    report["engines"] = msgspec.to_builtins(precision_report(recording, bundle, runs, truth))
     return report
 
 
-def _first_runs(recording: Recording, bins: int) -> list[tuple[int, int]]:
+def torch_outputs(
+    model: Neds, recording: Recording, bundle: Bundle, runs: list[tuple[int, int]]
+) -> Floats:
+    """What float32 torch predicts over these runs of rows, (T, n_outputs) as engines give them."""
+    names = [m.name for m in bundle.manifest.modalities]
+    kept = [m for m, b in enumerate(recording.state.behaviours) if b.name in names]
+    decoded = [decode_rows(model, recording, first, stop) for first, stop in runs]
+    return np.concatenate([np.concatenate([d[m] for m in kept], 1) for d in decoded])
+
+
+def held_back_runs(recording: Recording, bins: int = PARITY_BINS) -> list[tuple[int, int]]:
     """The first runs of the test part, cut to `bins` rows in all."""
     runs: list[tuple[int, int]] = []
     for first, stop in recording.runs_within("test"):

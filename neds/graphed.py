@@ -27,7 +27,7 @@ def can_be_graphed(run: Run) -> bool:
 
     Replayed steps compute in float32 (TF32): where launches are all the cost, bf16 saves nothing.
     """
-    return (run.device.type == "cuda" and run.processes.world == 1 and not run.knobs.ema
+    return (run.device.type == "cuda" and run.processes.world == 1
             and not run.knobs.freeze and run.knobs.precision != "bf16"
             and run.sampler.sessions == len(run.recordings))
 

@@ -44,7 +44,6 @@ def save(run: Run, folder: Path) -> None:
     if run.processes.rank:
         return
     tensors = {f"model.{k}": v for k, v in run.model.state_dict().items()}
-    tensors |= {f"averaged.{k}": v for k, v in run.averaged.state_dict().items()}
     tensors |= {f"best.{k}": v for k, v in run.best_weights.items()}
     for name, parameter in run.model.named_parameters():
         state = run.optimiser.state.get(parameter, {})
@@ -119,8 +118,6 @@ def _take(run: Run, tensors: dict[str, Tensor]) -> None:
                 if k.startswith(prefix + ".")}
 
     run.model.load_state_dict(under("model"))
-    if run.averaged is not run.model:
-        run.averaged.load_state_dict(under("averaged"))
     run.best_weights = under("best")
     for name, parameter in run.model.named_parameters():
         found = {kind: tensors[f"optimiser.{kind}.{name}"] for kind in MOMENTS

@@ -25,8 +25,8 @@ from neds.checkpoint import (
     save_checkpoint,
 )
 from neds.config import RunConfig
+from neds.data.dropped import DropReport
 from neds.dataset import Recording
-from neds.drops import DropReport
 from neds.model import Neds, count_parameters
 from neds.processes import Processes
 from neds.resume import NAME, check_same, read_progress

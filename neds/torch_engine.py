@@ -23,9 +23,10 @@ class EagerWindow:
     """Recompute all tokens of the window a bin, one thread; the first windows are shorter."""
 
     name = "eager-window"
-    precision = "float32"
+    precisions = ("float32",)
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, precision: str = "float32") -> None:
+        self.precision = precision
         torch.set_num_threads(1)
         manifest = bundle.manifest
         self.n_units = len(manifest.units)

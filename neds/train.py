@@ -8,7 +8,6 @@ are kept; the log is one JSON line per validation.
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Callable
@@ -89,16 +88,13 @@ class Run:
         self.sampler = Sampler.make(asked, self.knobs, config.model.form)
         self.optimiser = make_optimiser(self.model, self.knobs)
         self.factor = one_cycle(self.knobs)
-        self.averaged = self.model
-        if self.knobs.ema:
-            self.averaged = copy.deepcopy(self.model).requires_grad_(False)
         self.step, self.best, self.best_step, self.stale = 0, -math.inf, 0, 0
         self.best_weights = self._weights()
         self.loss = torch.zeros(())
         self.seconds = 0.0  # spent in earlier runs that this one goes on from
 
     def _weights(self) -> dict[str, Tensor]:
-        return {k: v.detach().clone() for k, v in self.averaged.state_dict().items()}
+        return {k: v.detach().clone() for k, v in self.model.state_dict().items()}
 
     @property
     def done(self) -> bool:
@@ -121,10 +117,6 @@ class Run:
         self.processes.add_gradients(self.model)
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.knobs.clip)
         self.optimiser.step()
-        if self.knobs.ema:
-            decay = min(self.knobs.ema, (1 + self.step) / (10 + self.step))
-            torch._foreach_lerp_(list(self.averaged.parameters()),
-                                 list(self.model.parameters()), 1 - decay)
 
     def check_finite(self) -> float:
         """The last step's loss over all processes; raises `BadInput` when it is not finite."""
@@ -136,7 +128,7 @@ class Run:
 
     def validate(self) -> float | None:
         """Score the validation parts; keep the weights if they are the best so far."""
-        value = validation_score(self.averaged, self.recordings, self.config.masking,
+        value = validation_score(self.model, self.recordings, self.config.masking,
                                  self.processes)
         if value is None or value > self.best:  # with nothing to choose by, the newest are kept
             self.best_step, self.stale, self.best_weights = self.step, 0, self._weights()

@@ -24,6 +24,7 @@ class WindowEngine:
     """Recompute the window every bin. `how` is "eager", "graph", or a mode of torch.compile."""
 
     name = "torch-window"
+    precisions = tuple(PRECISIONS)
 
     def __init__(self, bundle: Bundle, precision: str = "float32", how: str = "eager",
                  last_bin_only: bool = False, device: str = "") -> None:

@@ -10,7 +10,10 @@ from bench import accuracy
 from bench.protocols import MODELS, PROTOCOLS, masking_for
 from neds.baselines import BASELINES, sequence
 from neds.config import MaskingConfig, load_recipe
+from neds.data.store import provenance, session_path, write_session
+from neds.data.synthetic import synthetic_session
 from neds.masking import SCHEMES
+from neds_rt.synthetic import SyntheticAnimal
 from tests.neds.planted import TINY as TINY_NET
 
 ROOT = Path(__file__).parents[1]
@@ -179,3 +182,32 @@ def test_refusals_are_one_line(tmp_path, capsys, words, named):
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1
     assert named in lines[0]
+
+
+def test_session_files_are_scored_beside_the_rates_they_were_drawn_from(tmp_path):
+    for seed in (1, 2):
+        session = synthetic_session(SyntheticAnimal(seed, 30), 60.0)
+        write_session(session, session_path(tmp_path, session.session),
+                      provenance=provenance("synthetic", {"seed": seed}, "", ""))
+    out = tmp_path / "results.json"
+    words = [w for o in ("data.bin_size_s=0.02", "data.behaviours=[\"wheel\"]", "model.hidden=16",
+                         "train.bins=100", "train.steps=2") for w in ("--set", o)]
+    assert accuracy.main(["--data", str(tmp_path), "--recipe", "smoke", "--single-recipe", "smoke",
+                          "--protocol", "encoding", "--models", "true_rates,true_drive,neds_window",
+                          "--seeds", "1", "--first-seed", "102", "--out", str(out), *words]) == 0
+    rows = json.loads(out.read_text())["rows"]
+    assert {r["seed"] for r in rows} == {102}
+    ceiling, drive = ({r["session"]: r["value"] for r in rows
+                       if (r["model"], r["metric"]) == (model, "bps_pooled")}
+                      for model in ("true_rates", "true_drive"))
+    assert len(ceiling) == len(drive) == 2
+    assert all(0.05 < drive[session] < ceiling[session] < 2 for session in ceiling)
+    wheel = {r["metric"] for r in rows if r["modality"] == "wheel"}
+    assert {"r2", "window_r2"} <= wheel
+
+
+def test_true_rates_of_real_recordings_are_not_known(tmp_path, capsys):
+    archive(tmp_path / "indy_1.npz", 0)
+    code = accuracy.main(["--data", str(tmp_path), *TINY, "--models", "true_rates", "--seeds", "1"])
+    assert code == 2
+    assert "true rates: found not recorded" in capsys.readouterr().err

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from neds_rt.errors import BadInput
-from tools.tables import accuracy, compared, speed
+from tools.tables import accuracy, compared, engines, precisions, speed
 from tools.tables.page import read_result, replace_block
 from tools.tables.rows import pool
 
@@ -69,7 +69,7 @@ def forms_result():
             row("glm", "a", 0.04, "spikes.bps_pooled"), row("glm", "b", 0.06, "spikes.bps_pooled"),
             row("neds_decoding", "a", -0.5, "spikes.bps_pooled"), row("neds_decoding", "a", 0.7),
             row("neds_decoding", "b", 0.7)]
-    return result(*rows, file="forms-made.json")
+    return result(*rows, file="forms-made.json") | {"protocol": "forms,masking,encoding"}
 
 
 def new_session_result():
@@ -120,6 +120,48 @@ def throughput_result():
         "models": {name: {"parameters": {"total": 1234567}, "samples_per_s": rate(x)}
                    for name, x in (("reference", 5.0), ("neds", 250.0))},
         "speedup": {"neds": rate(50.0)},
+    }
+
+
+def plans_result():
+    plan = {"model": "1M", "parameters": 973_063, "units": 600, "window": 100, "form": "window",
+            "precision": "fp16", "target": "sm89", "build_s": 16.38, "build_cpu_s": 1.78,
+            "plan_bytes": 12_345_678, "graph_bytes": 2_405_473}
+    return {"product": "tensorrt-rtx", "version": "1.7.1", "plans": [plan]}
+
+
+def figure(p50):
+    return {"steps": 9, "p50": p50, "p99": 2 * p50, "p999": 3 * p50, "max": 4 * p50}
+
+
+def compare_result():
+    def server(name, kind, us, late, cpu):
+        return {"name": name, "engine": name, "kind": kind, "late": late, "lost": 0,
+                "cpu_us_a_bin": cpu,
+                "difference": 0.0 if kind == "engine" else 1.234e-6,
+                "arrival_to_publish_us": figure(us + 500), "service_us": figure(us),
+                "above_echo": {"median_us": us, "median_steps": 1.25, "tail_ratio": 1.1,
+                               "within": True}}
+
+    return {
+        "engines": [server("native", "engine", 300.0, 0, 500.0),
+                    server("zmq_torch", "alternative", 9000.0, 80, None)],
+        "not_installed": [{"name": "zmq_openvino", "package": "openvino"}],
+        "echo_us": figure(200.0), "echo_late": 1, "echo_lost": 0, "echo_cpu_us_a_bin": 100.0,
+        "bins": 100, "bins_per_second": 50.0, "rounds": 4, "versions": {"torch": "2.13.0"},
+        "model": {"units": 600, "hidden": 128, "layers": 5, "window": 100},
+        "machine": {"cpu": "Made CPU", "cores": 2},
+    }
+
+
+def sizes_result():
+    base = {"units": 600, "window": 100, "hidden": 256}
+    points = [base, {**base, "units": 100}, {**base, "window": 25}]
+    return {
+        "base": base, "axes": ["units", "window", "hidden"], "layers": 5, "period_s": 0.02,
+        "rows": [{**point, "parameters": 1_230_000, "name": engine, "precision": "float32",
+                  "step_us": figure(us), "step_hot_us": figure(us / 4)}
+                 for point in points for engine, us in (("native", 100.0), ("onnx", 400.0))],
     }
 
 
@@ -286,6 +328,38 @@ def test_latency_has_a_row_per_figure_in_milliseconds():
     assert lines[8].startswith("| eager torch recomputing the window, service | 45.000 |")
 
 
+def test_what_is_above_the_echo_stands_below_the_latency():
+    made = latency_result()
+    assert "above the echo" not in speed.latency_table([made])
+    made["engines"][0]["above_echo"] = {"median_us": 280.0, "median_steps": 1.4,
+                                        "tail_ratio": 1.13, "within": True}
+    assert lines_of(speed.latency_table([made]))[-1] == "| `native` | 0.280 | 1.40 | 1.13 |"
+
+
+def test_servers_of_other_makes_are_compared_in_milliseconds():
+    text = engines.compare_table([compare_result()])
+    assert "100 bins a server at 50 a second in 4 interleaved rounds; Made CPU, 2 cores" in text
+    assert "pyzmq script, eager torch on the window 30.0 and 30.0." in text
+    assert lines_of(text)[2:] == [
+        "| echo | 0.200 | 0.400 | 0.600 | 0.800 | – | – | – | – | 1 | 0.5 % | – |",
+        "| **`neds-rt serve --engine native`** | **0.800** | **1.600** | **2.400** | **3.200** | "
+        "**0.300** | **0.600** | **0.900** | **1.200** | **0 of 100** | **2.5 %** | – |",
+        # Slower than the pace: no arrival to report.
+        "| pyzmq script, eager torch on the window | – | – | – | – | 9.000 | 18.000 | 27.000 | "
+        "36.000 | 80 of 100 | – | 1e-06 |",
+        "| pyzmq script, OpenVINO on the window | not installed (openvino) |" + " – |" * 10,
+    ]
+
+
+def test_sizes_are_a_row_each_with_the_base_on_every_axis():
+    lines = lines_of(engines.sizes_table([sizes_result()]))
+    assert lines[0] == ("| 600 units, window of 100 bins, width 256, 5 layers, but | parameters | "
+                        "`native` | `onnx` |")
+    assert [line.split(" | ")[0] for line in lines[2:]] == [
+        "| 100 units", "| 600 units", "| window of 25 bins", "| window of 100 bins", "| width 256"]
+    assert lines[2].endswith("| 1.2 M | 100 / 200 / 300 (25) | 400 / 800 / 1200 (100) |")
+
+
 def test_gpu_figures_come_with_what_failed():
     text = speed.gpu_table([gpu_result()])
     assert text.startswith("Made GPU; model 2.9M (2,792,967 parameters); largest difference ")
@@ -294,6 +368,44 @@ def test_gpu_figures_come_with_what_failed():
         "| cuda | float32 | 182 | 191 | 207 | 1724 | 1e-06 |",
         "| native (CPU), window recomputed | float32 | 182 | 191 | 207 | 1724 | – |",
         "| cuda, one every 20 ms, kept warm every 1 ms | float32 | 182 | 191 | 207 | 1724 | – |",
+    ]
+
+
+def test_gpu_figures_stand_beside_the_floor_of_the_same_run():
+    made = gpu_result()
+    made["floor"] = [{"name": "floor_us_2.9M_bfloat16", "value": 9.6}, {"name": "x", "value": [1]}]
+    paced = {**figure(50.0), "period_s": 0.001, "warm_every_s": 0.0, "steps": 20_000}
+    made["engines"][0] = {**made["engines"][0], "paced_us": paced}
+    text = speed.gpu_table([made])
+    assert "bytes over bandwidth) in microseconds: 2.9M bfloat16 10; " in text
+    assert lines_of(text)[3] == (
+        "| cuda, one every 1 ms (20000 steps) | float32 | 50 | 100 | 150 | 200 | – |")
+
+
+def test_precisions_by_what_they_change_and_by_the_floor():
+    engine = {"engine": "native", "precision": "int8", "max": 0.0123, "rms": 0.004,
+              "score_change": {"velocity": -0.00123, "position": -0.00001, "choice": None}}
+    scores = dict.fromkeys(("velocity", "position", "choice"), 0.8)
+    made = {"sessions": [{"session": "a", "bins": 9, "torch": scores, "engines": [engine]}],
+            "stream": {"session": "a", "bins": 100_000, "int8": {"max": 0.02, "rms": 0.005}}}
+    assert lines_of(precisions.parity_table([made])) == [
+        "| against torch float32 | precision | largest error | RMS error | change of velocity | "
+        "change of position | change of choice |",
+        "| --- | --: | --: | --: | --: | --: | --: |",
+        "| a, 9 test bins (velocity 0.800, position 0.800, choice 0.800) | int8 | 1.2e-02 | "
+        "4.0e-03 | -0.0012 | 0.0000 | – |",
+        "| a, one stream of 100000 bins | int8 | 2.0e-02 | 5.0e-03 | – | – | – |",
+    ]
+    span = {"min": 90.0, "p50": 100.4, "p99": 200.0}
+    case = {"precision": "int8", "bytes": 3_456_789, "of_floor": 1.5, "of_floor_min": 1.2,
+            "us": {"read": span, "step": span}, "gb_s": {"read": 34.4, "step": 34.4}}
+    made = {"sizes": {"units": 600, "hidden": 256, "layers": 5, "window": 100},
+            "precisions": [case]}
+    assert lines_of(precisions.floor_table([made])) == [
+        "| 600 units, width 256, 5 layers, window 100; µs (GB/s) | MB read | reading, in a loop | "
+        "step, in a loop | step over reading |",
+        "| --- | --: | --: | --: | --: |",
+        "| int8 | 3.46 | 100 (34) | 100 (34) | 1.50 |",
     ]
 
 
@@ -333,16 +445,28 @@ def test_nothing_is_written_when_something_is_wrong(tables, folder, capsys, spoi
     assert readme.read_text() == before
 
 
-def test_the_front_page_has_a_place_for_every_kind(tables):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_pages_have_a_place_for_every_kind(tables):
+    texts = {page: page.read_text(encoding="utf-8") for page in tables.PAGES}
     for kind in tables.KINDS:
-        assert "\nnew\n" in replace_block(text, kind, "made", "new\n", "README.md")
+        page = tables.page_of(kind, texts)
+        assert "\nnew\n" in replace_block(texts[page], kind, "made", "new\n", page)
+        assert sum(f"<!-- end: {kind} -->" in text for text in texts.values()) == 1
 
 
-def test_the_front_page_shows_the_results_that_are_kept(tables):
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_the_pages_show_the_results_that_are_kept(tables):
+    text = "\n".join(page.read_text(encoding="utf-8") for page in tables.PAGES)
     for kind, (block, _) in tables.blocks(ROOT / "bench" / "results").items():
         assert f"-->\n{block}<!-- end: {kind} -->" in text, f"{kind}: run tools/make_tables.py"
+
+
+def test_a_table_goes_to_the_page_that_has_its_place(tables, folder):
+    other = folder / "other.md"
+    other.write_text("Words.\n\n<!-- plans: to come -->\nNot yet.\n<!-- end: plans -->\n")
+    (folder / "plans.json").write_text(json.dumps(plans_result()))
+    assert run(tables, folder, "--readme", str(folder / "README.md"), str(other)) == 0
+    assert lines_of(other.read_text())[2] == (
+        "| 1M (1.0 M, 600 units, window 100) | window | fp16 | sm89 | 2.4 | 12.3 | 16.4 | 1.8 |")
+    assert "tensorrt" not in (folder / "README.md").read_text()
 
 
 def test_pictures_of_results(pictures, folder, capsys):
@@ -352,6 +476,14 @@ def test_pictures_of_results(pictures, folder, capsys):
     (folder / "latency.json").unlink()
     assert run(pictures, folder, "--demo-seconds", "0") == 0
     assert "latency" in capsys.readouterr().err
+
+
+def test_picture_of_sizes(pictures, tmp_path):
+    (tmp_path / "sizes.json").write_text(json.dumps(sizes_result()))
+    assert run(pictures, tmp_path, "--demo-seconds", "0") == 0
+    text = (tmp_path / "sizes.svg").read_text()
+    for words in ("window, bins", "native", "onnx", "one every 20 ms"):
+        assert words in text
 
 
 def test_pictures_of_many_sessions(pictures, tmp_path):

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from neds_rt.bundle import Bundle, ModalityOut, Shape, random_bundle
 from neds_rt.engines import Engine, load_engine
-from neds_rt.stats import percentiles
+from neds_rt.latency.steps import fill_window, make_rows, paced_us, summary, tight_us
 
-UNITS, RATE_HZ, BIN_S, POOL = 600, 10.0, 0.02, 256
+UNITS, RATE_HZ, BIN_S = 600, 10.0, 0.02
 MODALITIES = [
     ModalityOut(name="wheel", kind="continuous", n_outputs=1),
     ModalityOut(name="whisker", kind="continuous", n_outputs=1),
@@ -41,13 +39,6 @@ def n_parameters(bundle: Bundle) -> int:
     return sum(w.size for w in bundle.weights.values())
 
 
-def make_counts(bundle: Bundle, n_bins: int, seed: int = 0) -> NDArray[np.uint16]:
-    """Return spike counts (n_bins, units) of units that fire at 10 Hz on average."""
-    rng = np.random.default_rng(seed)
-    size = (n_bins, len(bundle.manifest.units))
-    return rng.poisson(RATE_HZ * BIN_S, size).astype(np.uint16)
-
-
 @dataclass(frozen=True)
 class Candidate:
     """An engine to measure. `make` builds it; `form` is "step" or "window"."""
@@ -56,17 +47,16 @@ class Candidate:
     form: str
     precision: str
     make: Callable[[Bundle], Engine]
-    options: dict[str, Any] = field(default_factory=dict)
 
 
-def cuda_candidate(precision: str, label: str = "", **options: Any) -> Candidate:
-    """Return the hand-written kernel with `options`."""
+def cuda_candidate(precision: str) -> Candidate:
+    """Return the hand-written kernel."""
     def make(bundle: Bundle) -> Engine:
         from neds_rt.engines.cuda import CudaEngine
 
-        return CudaEngine(bundle, precision=precision, **options)
+        return CudaEngine(bundle, precision=precision)
 
-    return Candidate(f"cuda{label}", "step", precision, make, options)
+    return Candidate("cuda", "step", precision, make)
 
 
 def native_candidate() -> Candidate:
@@ -74,32 +64,58 @@ def native_candidate() -> Candidate:
     return Candidate("native (CPU)", "step", "float32", lambda b: load_engine("native", b))
 
 
-def torch_step_candidate(precision: str, graph: bool) -> Candidate:
+def plan_candidate(form: str, precision: str) -> Candidate:
+    """Return the plan of TensorRT for RTX, built here from its graph."""
+    def make(bundle: Bundle) -> Engine:
+        from neds_rt.engines.plan_graph import build_plan_graph, graph_name
+        from neds_rt.engines.tensorrt import RtxEngine, RtxWindow
+
+        short = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}[precision]
+        graph = {graph_name(form, short): build_plan_graph(bundle, form, short)}
+        whole = Bundle(bundle.manifest, bundle.weights, {**bundle.files, **graph})
+        return (RtxEngine if form == "step" else RtxWindow)(whole, precision=precision)
+
+    return Candidate("tensorrt_rtx", form, precision, make)
+
+
+def torch_step_candidate(precision: str, graph: bool, device: str = "") -> Candidate:
     """Return the torch step, launched by operation or as a CUDA graph."""
     def make(bundle: Bundle) -> Engine:
         from neds.cudagraph_engine import GraphStep, TorchStep
 
-        return (GraphStep if graph else TorchStep)(bundle, precision=precision)
+        return (GraphStep if graph else TorchStep)(bundle, precision=precision, device=device)
 
     return Candidate("torch cudagraph" if graph else "torch eager", "step", precision, make)
 
 
-def window_candidate(precision: str, how: str, last_bin_only: bool) -> Candidate:
+def window_candidate(
+    precision: str, how: str, last_bin_only: bool, device: str = ""
+) -> Candidate:
     """Return the recomputed window in torch."""
     def make(bundle: Bundle) -> Engine:
         from neds.window_engines import WindowEngine
 
-        return WindowEngine(bundle, precision, how, last_bin_only)
+        return WindowEngine(bundle, precision, how, last_bin_only, device)
 
     kind = "last bin" if last_bin_only else "all bins"
     name = {"eager": "torch eager", "graph": "torch cudagraph"}.get(how, f"torch.compile {how}")
     return Candidate(f"{name}, {kind}", "window", precision, make)
 
 
+def step_bytes(bundle: Bundle, weight_bytes: int) -> int:
+    """Return the bytes a step has to read: weights but the input's, of which few rows, and rings.
+
+    `weight_bytes` are those of one weight; keys and values are float32.
+    """
+    shape = bundle.manifest.shape
+    weights = n_parameters(bundle) - bundle.weights["input.weight"].size
+    return weight_bytes * weights + 8 * shape.layers * shape.window * shape.hidden
+
+
 def parity(engine: Engine, bundle: Bundle, bins: int) -> float:
     """Largest difference to the CPU engine over a stream with lost bins, of the largest output."""
     reference = load_engine("native", bundle)
-    counts = make_counts(bundle, bins, seed=5)
+    counts = make_rows(bundle, RATE_HZ, bins, seed=5)
     present = np.random.default_rng(6).random(bins) >= 0.05
     present[bins // 2 : bins // 2 + bundle.manifest.shape.window // 2] = False
     engine.reset()
@@ -116,51 +132,16 @@ def parity(engine: Engine, bundle: Bundle, bins: int) -> float:
 
 def tight(engine: Engine, bundle: Bundle, steps: int, limit_s: float) -> dict[str, Any]:
     """Time of a step, one after the other; microseconds."""
-    return _summary(list(_timed(engine, bundle, steps, limit_s, 0.0, 0.0)))
+    rows = make_rows(bundle, RATE_HZ)
+    fill_window(engine, bundle, rows)
+    return summary(tight_us(engine, rows, steps, limit_s))
 
 
 def paced(
     engine: Engine, bundle: Bundle, steps: int, period_s: float, warm_every_s: float = 0.0
 ) -> dict[str, Any]:
     """Time of a step that comes every `period_s`; between steps `warm` every `warm_every_s`."""
-    limit_s = steps * period_s * 1.5 + 1.0
-    found = _summary(list(_timed(engine, bundle, steps, limit_s, period_s, warm_every_s)))
+    rows = make_rows(bundle, RATE_HZ)
+    fill_window(engine, bundle, rows)
+    found = summary(paced_us(engine, rows, steps, period_s, warm_every_s))
     return {**found, "period_s": period_s, "warm_every_s": warm_every_s}
-
-
-def _timed(
-    engine: Engine, bundle: Bundle, steps: int, limit_s: float, period_s: float, warm_s: float
-) -> Iterator[float]:
-    rows = list(make_counts(bundle, POOL))
-    for row in rows[: bundle.manifest.shape.window + 5]:
-        engine.step(row)
-    clock = time.perf_counter_ns
-    end = clock() + int(limit_s * 1e9)
-    due = clock()
-    for i in range(steps):
-        if period_s:
-            due += int(period_s * 1e9)
-            _wait_until(due, engine, int(warm_s * 1e9))
-        row = rows[i % POOL]
-        start = clock()
-        engine.step(row)
-        now = clock()
-        yield (now - start) / 1e3
-        if now > end:
-            return
-
-
-def _wait_until(due: int, engine: Engine, warm_ns: int) -> None:
-    """Sleep, then spin for the last 0.3 ms; with `warm_ns` call `warm` so often, never too late."""
-    clock = time.perf_counter_ns
-    next_warm = clock() + warm_ns if warm_ns else due
-    while (now := clock()) < due:
-        if warm_ns and now >= next_warm and due - now > 300_000:
-            engine.warm()
-            next_warm += warm_ns
-        elif min(due, next_warm) - now > 400_000:
-            time.sleep((min(due, next_warm) - now - 300_000) / 1e9)
-
-
-def _summary(took: list[float]) -> dict[str, Any]:
-    return {"steps": len(took), **(percentiles(np.array(took)) or {})}

@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,19 @@ from tools.gpu_measure import (
     native_candidate,
     paced,
     parity,
+    plan_candidate,
+    step_bytes,
     tight,
-    torch_step_candidate,
-    window_candidate,
+)
+from tools.gpu_plan import (
+    BUDGETS_S,
+    QUICK_S,
+    TIGHT_S,
+    Budget,
+    Wanted,
+    dry_run,
+    print_plan,
+    wanted,
 )
 from tools.gpu_suite import ROOT, Report
 
@@ -47,9 +58,17 @@ def run_parts(args: argparse.Namespace) -> int:
     report.write()
     report.give_up_after(args.limit_s)
     parts = {"tests": tests, "floor": floor, "spread": spread, "engines": engines, "paced": steady}
+    budgets, total = QUICK_S if args.quick else BUDGETS_S, Budget(args.limit_s)
     for name, part in parts.items():
         if name in args.only:
-            report.part(name, lambda rows, part=part: part(args, rows))
+            # Never more than what is left of the whole once the parts after it have theirs.
+            after = sum(budgets[n] for n in list(parts)[list(parts).index(name) + 1 :]
+                        if n in args.only)
+            spare = total.left - after
+            seconds = max(budgets[name], spare) if name == "engines" and not args.quick else (
+                budgets[name])
+            budget = Budget(min(seconds, spare))
+            report.part(name, lambda rows, part=part, budget=budget: part(args, rows, budget))
     print_table(report.data)
     print(f"written: {args.out}; failed parts: {', '.join(report.failed) or 'none'}", flush=True)
     return 4 if report.failed else 0
@@ -72,15 +91,19 @@ def gpu_facts() -> dict[str, Any]:
     return {**cuda_module().device_facts(), "nvidia_smi": done.stdout.strip()}
 
 
-def tests(args: argparse.Namespace, rows: list[Any]) -> None:
-    """Run the GPU tests; their errors against the float64 reference are kept."""
+def tests(args: argparse.Namespace, rows: list[Any], budget: Budget) -> None:
+    """Run the GPU tests; their errors against the float64 reference are kept.
+
+    The project's options have `-q` already: one more, and the line with the counts is gone.
+    """
+    chosen = TESTS[:1] if args.dry_run else TESTS
     with tempfile.TemporaryDirectory() as folder:
         parity_file = Path(folder) / "parity.jsonl"
         environment = {**os.environ, "NEDS_PARITY_FILE": str(parity_file)}
-        words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default",
-                 "--timeout=100", "--durations=5", *TESTS]
+        words = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-W", "default",
+                 "--timeout=60", "--durations=5", *chosen]
         done = subprocess.run(words, cwd=ROOT, env=environment, stdout=subprocess.PIPE,
-                              stderr=subprocess.STDOUT, text=True, timeout=180)
+                              stderr=subprocess.STDOUT, text=True, timeout=max(budget.left, 1.0))
         lines = parity_file.read_text().splitlines() if parity_file.exists() else []
     print(done.stdout[-5000:], flush=True)
     rows += [json.loads(line) for line in lines]
@@ -90,22 +113,36 @@ def tests(args: argparse.Namespace, rows: list[Any]) -> None:
         raise RuntimeError(f"pytest ended with {done.returncode}: {done.stdout[-3000:]}")
 
 
-def floor(args: argparse.Namespace, rows: list[Any]) -> None:
-    """What any step has to pay: an empty launch, meetings of blocks, the weights' bytes."""
+def floor(args: argparse.Namespace, rows: list[Any], budget: Budget) -> None:
+    """What any step has to pay: an empty launch, meetings of blocks, the bytes it reads."""
     def tell(name: str, value: object) -> None:
         rows.append({"name": name, "value": value})
         print(f"   {name}: {value}", flush=True)
 
-    bundle = make_model("tiny" if args.dry_run else "3.2M")
-    tell("weight_bytes_float32", 4 * n_parameters(bundle))
-    if args.dry_run:
-        return
+    models = ["tiny"] if args.dry_run else args.models
+    bundles = {model: make_model(model, units_of(args)) for model in models}
+    rates = bandwidth("cpu" if args.dry_run else "cuda")
+    tell("copy_bytes_per_s_memory_and_cache", rates)
+    launch_us = 0.0 if args.dry_run else launches(bundles[models[0]], tell)
+    for model, bundle in bundles.items():
+        tell(f"weight_bytes_float32_{model}", 4 * n_parameters(bundle))
+        for precision, size in (("float32", 4), ("bfloat16", 2)):
+            # At the better of the two rates: no step can be faster.
+            read_us = step_bytes(bundle, size) / max(rates) * 1e6
+            tell(f"floor_us_{model}_{precision}", round(launch_us + read_us, 3))
+
+
+def launches(bundle: Any, tell: Any) -> float:
+    """Tell of empty launches and of meetings of blocks; returns the median of the faster launch."""
     from neds_rt.engines.cuda import build_cuda_step
 
+    medians = []
     for launch in ("graph", "direct"):
         core = build_cuda_step(bundle, launch=launch)
         core.launch_floor(200)
-        tell(f"empty_launch_us_{launch}", percentiles(np.array(core.launch_floor(5000)) / 1e3))
+        found = percentiles(np.array(core.launch_floor(5000)) / 1e3) or {"p50": 0.0}
+        tell(f"empty_launch_us_{launch}", found)
+        medians.append(found["p50"])
     for team, blocks in (("cluster", 16), ("cluster", 8), ("grid", 16), ("grid", 64),
                          ("grid", 132)):
         try:
@@ -113,29 +150,39 @@ def floor(args: argparse.Namespace, rows: list[Any]) -> None:
             tell(f"meeting_cycles_{team}_{blocks}", core.meeting_cycles(1000))
         except Exception as error:  # a size that this GPU has not
             tell(f"meeting_cycles_{team}_{blocks}", str(error))
-    tell("copy_bytes_per_s_memory_and_cache", bandwidth())
+    return min(medians)
 
 
-def bandwidth() -> tuple[float, float]:
+def units_of(args: argparse.Namespace) -> int:
+    """Units of the models: few where nothing is to be learnt from the times."""
+    return 20 if args.dry_run else 600
+
+
+def bandwidth(device: str) -> tuple[float, float]:
     """Bytes read and written a second by a large copy, and by one that stays in the L2 cache."""
     import torch
 
-    rates = []
-    for n in (1 << 30, 8 << 20):
-        source = torch.rand(n // 4, device="cuda")
+    def copy_s(n_bytes: int, repeats: int) -> float:
+        source = torch.rand(n_bytes // 4, device=device)
         target = torch.empty_like(source)
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        for repeats in (5, 50):
-            begin.record()
-            for _ in range(repeats):
-                target.copy_(source)
-            end.record()
-            end.synchronize()
-            rates.append(2 * n * repeats / begin.elapsed_time(end) * 1e3)
-    return rates[1], rates[3]
+        for _ in range(5):
+            target.copy_(source)
+        wait()
+        start = time.perf_counter()
+        for _ in range(repeats):
+            target.copy_(source)
+        wait()
+        return (time.perf_counter() - start) / repeats
+
+    def wait() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    large, small = (1 << 30, 8 << 20) if device == "cuda" else (1 << 22, 1 << 18)
+    return 2 * large / copy_s(large, 50), 2 * small / copy_s(small, 1000)
 
 
-def spread(args: argparse.Namespace, rows: list[Any]) -> None:
+def spread(args: argparse.Namespace, rows: list[Any], budget: Budget) -> None:
     """The kernel over clusters and grids of several sizes, input and launch in several ways."""
     if args.dry_run:
         return
@@ -149,6 +196,9 @@ def spread(args: argparse.Namespace, rows: list[Any]) -> None:
     variants += [{"input": "copied"}, {"launch": "direct"}]
     for options in variants:
         for precision in ("float32", "bfloat16"):
+            if budget.left < 0:
+                rows.append({"precision": precision, **options, "error": "no time left"})
+                continue
             rows.append(one_spread(bundle, precision, options))
             print("  ", json.dumps(rows[-1]), flush=True)
 
@@ -160,7 +210,7 @@ def one_spread(bundle: Any, precision: str, options: dict[str, Any]) -> dict[str
     row: dict[str, Any] = {"precision": precision, **options}
     try:
         engine = CudaEngine(bundle, precision=precision, **options)
-        row["step_us"] = tight(engine, bundle, 3000, 3.0)
+        row["step_us"] = tight(engine, bundle, 3000, 1.5)
         marked = CudaEngine(bundle, precision=precision, marks=True, **options)
         for _ in range(300):
             marked.warm()
@@ -177,49 +227,39 @@ def one_spread(bundle: Any, precision: str, options: dict[str, Any]) -> dict[str
     return row
 
 
-def candidates(args: argparse.Namespace, model: str) -> list[Candidate]:
-    """What is measured for a model, most wanted first."""
-    if args.dry_run:
-        return [native_candidate()]
-    found = [cuda_candidate("float32"), cuda_candidate("bfloat16"), cuda_candidate("float16"),
-             native_candidate(), torch_step_candidate("float32", graph=True),
-             torch_step_candidate("bfloat16", graph=True), torch_step_candidate("float32", False)]
-    for precision in ("float32", "bfloat16"):
-        found += [window_candidate(precision, "eager", False),
-                  window_candidate(precision, "graph", True),
-                  window_candidate(precision, "graph", False)]
-    if model != "1M" and not (args.quick and model == "12M"):
-        found.append(window_candidate("bfloat16", "reduce-overhead", False))
-    if not args.quick and model == "3.2M":
-        found += [window_candidate("float32", "reduce-overhead", False),
-                  window_candidate("bfloat16", "max-autotune", False)]
-    return found
+def engines(args: argparse.Namespace, rows: list[Any], budget: Budget) -> None:
+    """Every engine: its parity, its steps in a tight loop, and paced as far as there is time."""
+    chosen = dry_run() if args.dry_run else wanted(args.models, args.quick)
+    print_plan(chosen, budget.left)
+    bundles = {model: make_model(model, units_of(args)) for model in {w.model for w in chosen}}
+    for w in chosen:
+        bundle, candidate = bundles[w.model], w.candidate
+        head = {"model": w.model, "parameters": n_parameters(bundle), "engine": candidate.name,
+                "form": candidate.form, "precision": candidate.precision}
+        steps = w.steps_within(budget.left)
+        if steps is None:
+            rows.append({**head, "error": f"no time left: {budget.left:.0f} s of "
+                                          f"{w.seconds:.0f} s"})
+        else:
+            rows.append({**head, **measure(w, bundle, steps, args.dry_run)})
+        print("  ", json.dumps(rows[-1]), flush=True)
 
 
-def engines(args: argparse.Namespace, rows: list[Any]) -> None:
-    """Every engine on every model in a tight loop, with its parity."""
-    for model in ["tiny"] if args.dry_run else args.models:
-        bundle = make_model(model, 20 if args.dry_run else 600)
-        for candidate in candidates(args, model):
-            rows.append({"model": model, "parameters": n_parameters(bundle),
-                         **measure(candidate, bundle, args)})
-            print("  ", json.dumps(rows[-1]), flush=True)
-
-
-def measure(candidate: Candidate, bundle: Any, args: argparse.Namespace) -> dict[str, Any]:
-    """Parity and tight-loop time of one engine; a failure is a row too."""
-    row: dict[str, Any] = {"engine": candidate.name, "form": candidate.form,
-                           "precision": candidate.precision}
+def measure(w: Wanted, bundle: Any, paced_steps: int, dry: bool) -> dict[str, Any]:
+    """Parity and times of one engine; a failure is a row too."""
+    row: dict[str, Any] = {}
+    candidate = w.candidate
     try:
         engine = candidate.make(bundle)
         stream = candidate.form == "step"
         window = bundle.manifest.shape.window
-        quick_one = candidate.name.startswith(("cuda", "native"))
-        bins = 50 if args.dry_run else 3000 if quick_one else 300
+        fast = candidate.name.startswith(("cuda", "native", "tensorrt"))
+        bins = 50 if dry else 3000 if fast else 300
         row["parity_bins"] = bins if stream else window - 1  # later a window forgets, a stream not
         row["parity"] = parity(engine, bundle, row["parity_bins"])
-        steps = 200 if args.dry_run else 20_000
-        row["step_us"] = tight(engine, bundle, steps, 1.0 if args.quick else 3.0)
+        row["step_us"] = tight(engine, bundle, 200 if dry else 20_000, TIGHT_S)
+        if paced_steps:
+            row["paced_us"] = paced(engine, bundle, paced_steps, w.period_s)
     except Exception as error:
         traceback.print_exc()
         row["error"] = f"{type(error).__name__}: {str(error)[:300]}"
@@ -228,35 +268,49 @@ def measure(candidate: Candidate, bundle: Any, args: argparse.Namespace) -> dict
     return row
 
 
-def steady(args: argparse.Namespace, rows: list[Any]) -> None:
-    """Steps as a rig paces them: every ms for the tail, every 20 ms with and without keep-warm."""
+def steady(args: argparse.Namespace, rows: list[Any], budget: Budget) -> None:
+    """A step every 20 ms, as bins come, with and without keep-warm ticks between them."""
     if args.dry_run:
-        bundle = make_model("tiny", 20)
-        native = native_candidate().make(bundle)
-        rows.append({"engine": "native (CPU)", **paced(native, bundle, 20, 0.001, 0.0005)})
-        return
-    tail, slow = (8000, 250) if args.quick else (20_000, 1000)
-    for model in args.models[:1] if args.quick else args.models:
-        bundle = make_model(model)
-        chosen = [cuda_candidate("bfloat16"), cuda_candidate("float32"),
-                  torch_step_candidate("bfloat16", graph=True)]
-        for candidate in chosen[: 3 if model == args.models[0] else 1]:
-            engine = candidate.make(bundle)
-            plans = [(slow, BIN_S, 0.0), (slow, BIN_S, 0.001)]
-            if candidate is not chosen[2]:
-                plans.insert(0, (tail, 0.001, 0.0))
-            for steps, period, warm in plans:
-                rows.append({"model": model, "engine": candidate.name,
-                             "precision": candidate.precision,
-                             **paced(engine, bundle, steps, period, warm)})
-                print("  ", json.dumps(rows[-1]), flush=True)
+        chosen, model, steps, period_s, warm_s = [native_candidate()], "tiny", 20, 0.001, 0.0005
+    else:
+        chosen = [cuda_candidate("bfloat16"), plan_candidate("step", "float16")]
+        model, period_s, warm_s = args.models[0], BIN_S, 0.001
+        steps = 100 if args.quick else 250
+    bundle = make_model(model, units_of(args))
+    for candidate in chosen:
+        rows += paced_rows(candidate, model, bundle, [(steps, period_s, w) for w in (0.0, warm_s)],
+                           budget)
+
+
+def paced_rows(
+    candidate: Candidate, model: str, bundle: Any, plans: list[tuple[int, float, float]],
+    budget: Budget,
+) -> list[dict[str, Any]]:
+    """A row for each (steps, period, keep-warm period) of one engine, as far as there is time."""
+    head = {"model": model, "engine": candidate.name, "precision": candidate.precision}
+    rows = []
+    try:
+        engine = candidate.make(bundle)
+        for steps, period_s, warm_s in plans:
+            if budget.left < steps * period_s:
+                raise TimeoutError(f"no time left: {budget.left:.0f} s")
+            rows.append({**head, **paced(engine, bundle, steps, period_s, warm_s)})
+            print("  ", json.dumps(rows[-1]), flush=True)
+    except Exception as error:
+        rows.append({**head, "error": f"{type(error).__name__}: {str(error)[:300]}"})
+        print("  ", json.dumps(rows[-1]), flush=True)
+    return rows
 
 
 def print_table(data: dict[str, Any]) -> None:
     """Print one table: engines in a tight loop, then paced; microseconds."""
     print(f"\n{'model':6} {'form':7} {'engine':34} {'weights':9} {'how':18} "
           f"{'p50':>8} {'p99':>8} {'p99.9':>8} {'max':>9} {'parity':>9}")
-    rows = [(row, row.get("step_us") or {}, "tight loop") for row in data.get("engines", [])]
+    rows = []
+    for row in data.get("engines", []):
+        rows.append((row, row.get("step_us") or {}, "tight loop"))
+        if "paced_us" in row:
+            rows.append((row, row["paced_us"], f"{row['paced_us']['period_s'] * 1e3:g} ms"))
     rows += [(row, row, f"{row['period_s'] * 1e3:g} ms"
               + (f", warm {row['warm_every_s'] * 1e3:g}" if row["warm_every_s"] else ""))
              for row in data.get("paced", []) if "period_s" in row]

@@ -7,7 +7,9 @@
 Needs Python 3.11 or later, torch with CUDA, numpy, nvcc, cmake, ninja, scikit-build-core, nanobind
 and pytest; what is missing beside (msgspec, pyzmq) comes as wheels in the folder `--wheels`.
 The project is built with its GPU step into a temporary folder, so nothing is installed. Results
-are written after every part: a run that is cut off leaves what it had.
+are written after every part: a run that is cut off leaves what it had. Every part has a budget, and
+engines are measured in the order in which they are wanted (tools/gpu_plan.py), so that the whole
+ends in time; a GPU that hangs ends it at the limit.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+MODELS = ("3.2M", "1M", "12M")
 PARTS = ("tests", "floor", "spread", "engines", "paced")
 
 
@@ -36,6 +39,7 @@ def main(argv: list[str] | None = None) -> int:
         from tools.gpu_parts import run_parts
 
         return run_parts(args)
+    started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="neds-gpu-") as folder:
         site = Path(folder) / "site"
         environment = dict(os.environ)
@@ -44,9 +48,10 @@ def main(argv: list[str] | None = None) -> int:
             print(f"built in {seconds:.0f} s", flush=True)
             paths = [str(site), environment.get("PYTHONPATH", "")]
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-        words = [sys.executable, str(Path(__file__).resolve()), "--inside", *sys.argv[1:]]
-        if argv is not None:
-            words[3:] = argv
+        given = sys.argv[1:] if argv is None else argv
+        left = args.limit_s - (time.monotonic() - started)
+        words = [sys.executable, str(Path(__file__).resolve()), "--inside", *given,
+                 "--limit-s", f"{left:.1f}"]
         return subprocess.run(words, env=environment, cwd=ROOT).returncode
 
 
@@ -55,17 +60,24 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Build, test and measure on a machine with a GPU.")
     parser.add_argument("--wheels", type=Path, help="folder of wheels to install first")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--only", default=",".join(PARTS), help=f"some of {','.join(PARTS)}")
-    parser.add_argument("--models", default="3.2M,1M,12M", help="sizes to measure")
+    parser.add_argument("--only", default=",".join(p for p in PARTS if p != "spread"),
+                        help=f"some of {','.join(PARTS)} (default all but spread, which compares "
+                             "ways to lay out the kernel)")
+    parser.add_argument("--models", default=",".join(MODELS),
+                        help=f"sizes to measure, the first one most (default {','.join(MODELS)})")
     parser.add_argument("--quick", action="store_true", help="fewer steps and candidates")
     parser.add_argument("--dry-run", action="store_true", help="a tiny model on the CPU, no build")
     parser.add_argument("--architectures", default="native", help="of the build, as CMake has them")
-    parser.add_argument("--limit-s", type=float, default=500.0, help="give up after that long")
+    parser.add_argument("--limit-s", type=float, default=530.0,
+                        help="seconds for everything, building included (530)")
     parser.add_argument("--commit", default="", help="commit to report, where git cannot say")
     parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
     args.only = args.only.split(",")
     args.models = args.models.split(",")
+    for model in args.models:
+        if model not in MODELS:
+            parser.error(f"--models: found {model!r}, expected some of {', '.join(MODELS)}")
     for part in args.only:
         if part not in PARTS:
             parser.error(f"--only: found {part!r}, expected some of {', '.join(PARTS)}")

@@ -3,9 +3,9 @@
     python tools/make_pictures.py [--results bench/results] [--demo-seconds 12]
 
 Writes beside the JSON files they are made of: accuracy.svg (bars a session trained alone),
-latency.svg (percentiles an engine), single-multi-SET.svg (a dot a session), calibration-SET.svg
-(score against minutes), masking-SET.svg (bars a scheme left out), and demo.svg. One whose results
-are missing is left out, with a line saying so.
+latency.svg (percentiles an engine), sizes.svg (a step's cost against size), single-multi-SET.svg
+(a dot a session), calibration-SET.svg (score against minutes), masking-SET.svg (bars a scheme left
+out), and demo.svg. One whose results are missing is left out, with a line saying so.
 """
 
 from __future__ import annotations
@@ -27,10 +27,12 @@ from neds.plots import (  # noqa: E402
     calibration_curve,
     model_bars,
     save,
+    scaling_panels,
     session_scatter,
 )
 from neds_rt.errors import BadInput  # noqa: E402
 from tools.make_tables import POOLED, read_all, sets_of  # noqa: E402
+from tools.tables.engines import SERVERS, engine_name, size_curves  # noqa: E402
 from tools.tables.page import Result  # noqa: E402
 from tools.tables.rows import (  # noqa: E402
     Score,
@@ -41,7 +43,7 @@ from tools.tables.rows import (  # noqa: E402
     trained_on,
     values,
 )
-from tools.tables.speed import ENGINES, PERCENTILES, sizes  # noqa: E402
+from tools.tables.speed import PERCENTILES, sizes  # noqa: E402
 
 WIDTH = 100  # columns of the demo's terminal
 
@@ -69,12 +71,16 @@ def main(argv: list[str] | None = None) -> int:
 def pictures(folder: Path, score: str) -> Iterator[tuple[str, Any]]:
     """Names and figures of all that there are results for."""
     alone, latency = read_all(folder, "accuracy-*.json"), read_all(folder, "latency*.json")
+    scaling = read_all(folder, "sizes.json")
     if alone:
         yield "accuracy", accuracy_bars(pool(alone), score)
     if latency:
         yield "latency", latency_lines(latency[0])
+    if scaling:
+        yield "sizes", scaling_panels(size_curves(scaling[0]), "microseconds a step, median",
+                                      ("one every 20 ms", "in a tight loop"))
     of_models = {"single-multi": PROTOCOLS["within"], "masking": PROTOCOLS["masking"]}
-    drawn = {"accuracy": bool(alone), "latency": bool(latency)}
+    drawn = {"accuracy": bool(alone), "latency": bool(latency), "sizes": bool(scaling)}
     for kind, models in of_models.items():
         draw = single_against_multi if kind == "single-multi" else masking_bars
         for name, results in sets_of(folder, POOLED, models).items():
@@ -85,7 +91,7 @@ def pictures(folder: Path, score: str) -> Iterator[tuple[str, Any]]:
     for name, results in sets_of(folder, ("new-session-*.json",), ()).items():
         yield f"calibration-{name}", calibration(pool(results), score)
         drawn["calibration"] = True
-    for kind in ("accuracy", "latency", *of_models, "calibration"):
+    for kind in ("accuracy", "latency", "sizes", *of_models, "calibration"):
         if not drawn.get(kind):
             print(f"make_pictures: no results for {kind} in {folder}, left out", file=sys.stderr)
 
@@ -141,7 +147,7 @@ def latency_lines(result: Result) -> Any:
     axis = figure.subplots()
     axis.spines[["top", "right"]].set_visible(False)
     at = range(len(PERCENTILES))
-    lines = [(f"{ENGINES.get(e['engine'], e['engine'])}, service", e["service_us"], "-")
+    lines = [(f"{SERVERS.get(engine_name(e), engine_name(e))}, service", e["service_us"], "-")
              for e in result["engines"]]
     lines += [("native, arrival to publish", e["arrival_to_publish_us"], "--")
               for e in result["engines"] if e["engine"] == "native"]

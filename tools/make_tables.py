@@ -1,15 +1,18 @@
-"""Write the README's tables from the results in bench/results, so that no figure is typed by hand.
+"""Write the READMEs' tables from the results in bench/results, so that no figure is typed by hand.
 
-    python tools/make_tables.py [--results bench/results] [--readme README.md]
+    python tools/make_tables.py [--results bench/results] [--readme README.md ...]
 
 What stands between `<!-- KIND: ... -->` and `<!-- end: KIND -->` is replaced, and the first comment
-then names the files and their commits. A kind without results stays as it is.
+then names the files and their commits. A kind without results stays as it is. The place may be on
+any of the pages, which are README.md and bench/README.md.
 
     within, encoding, forms, masking, streaming   within-SET*.json, encoding-, forms-, masking-,
                                                   streaming-: rows of all of them are pooled, and a
-                                                  table takes the models of its protocol
+                                                  table takes the models of its protocol; a set
+                                                  has one if a file is of that protocol
     new-session, discrete                         new-session-*.json, steinmetz-*.json
     tried, gpu, latency, throughput, memory       tried-*.json, gpu-*.json, latency*.json and so on
+    compare, sizes, plans, parity, floor          compare*.json, sizes*.json and so on
 
 SET is the data set's name up to the next dash; several sets have a table each. Without results of
 `within`, its place shows accuracy-*.json, sessions trained alone. Pictures go below their tables:
@@ -22,7 +25,7 @@ import argparse
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,7 +34,7 @@ if str(ROOT) not in sys.path:  # run as a program, its neighbours are not on the
 
 from bench.protocols import PROTOCOLS  # noqa: E402
 from neds_rt.errors import BadInput  # noqa: E402
-from tools.tables import accuracy, compared, speed  # noqa: E402
+from tools.tables import accuracy, compared, engines, precisions, speed  # noqa: E402
 from tools.tables.page import Result, origin, read_result, replace_block  # noqa: E402
 from tools.tables.rows import Score, pool  # noqa: E402
 
@@ -49,11 +52,17 @@ SCORES: dict[str, tuple[tuple[str, ...], Sequence[str], Callable[[Sequence[Score
 OTHERS: dict[str, tuple[str, Callable[[Sequence[Result]], str]]] = {
     "tried": ("tried-*.json", compared.tried_table),
     "latency": ("latency*.json", speed.latency_table),
+    "compare": ("compare*.json", engines.compare_table),
+    "sizes": ("sizes*.json", engines.sizes_table),
+    "plans": ("plans*.json", engines.plans_table),
+    "parity": ("parity*.json", precisions.parity_table),
+    "floor": ("floor*.json", precisions.floor_table),
     "gpu": ("gpu-*.json", speed.gpu_table),
     "throughput": ("throughput*.json", speed.throughput_table),
     "memory": ("memory*.json", speed.memory_table),
 }
 KINDS = (*SCORES, *OTHERS)
+PAGES = (ROOT / "README.md", ROOT / "bench" / "README.md")
 # What tools/make_pictures.py draws of a kind and a data set is shown below the table.
 PICTURES = {"alone": ("accuracy", "Velocity R² by session and model, a dot a seed"),
             "within": ("single-multi", "Every session: trained on all against trained on it alone"),
@@ -67,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=ROOT / "bench" / "results")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--readme", type=Path, nargs="+", default=PAGES)
     args = parser.parse_args(argv)
     try:
         rewrite(args.readme, args.results)
@@ -77,17 +86,25 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def rewrite(readme: Path, folder: Path) -> None:
-    """Replace the blocks of `readme` that `folder` has results for. Raises `BadInput`."""
-    text = readme.read_text(encoding="utf-8")
+def rewrite(pages: Sequence[Path], folder: Path) -> None:
+    """Replace the blocks of `pages` that `folder` has results for. Raises `BadInput`."""
+    texts = {page: page.read_text(encoding="utf-8") for page in pages}
     found = blocks(folder)
     if not found:
         raise BadInput(folder, "results", "none", "files such as within-*.json or latency*.json")
     for kind, (block, results) in found.items():
-        text = replace_block(text, kind, origin(results), block, readme)
-    staged = readme.with_name(f".{readme.name}.part")
-    staged.write_text(text, encoding="utf-8")
-    os.replace(staged, readme)
+        page = page_of(kind, texts)
+        texts[page] = replace_block(texts[page], kind, origin(results), block, page)
+    for page, text in texts.items():
+        staged = page.with_name(f".{page.name}.part")
+        staged.write_text(text, encoding="utf-8")
+        os.replace(staged, page)
+
+
+def page_of(kind: str, texts: Mapping[Path, str]) -> Path:
+    """The page with a place for a kind, the first of all if none has one."""
+    having = (page for page, text in texts.items() if f"\n<!-- {kind}: " in text)
+    return next(having, next(iter(texts)))
 
 
 def blocks(folder: Path) -> dict[str, Block]:
@@ -106,14 +123,27 @@ def score_block(
     folder: Path, kind: str, patterns: Sequence[str], models: Sequence[str],
     make: Callable[[Sequence[Score]], str],
 ) -> Block:
-    """A table for each data set, with a heading where there are several."""
+    """A table for each data set, with a heading where there are several.
+
+    Of the kinds that share their rows, a set has a table if one of its files is of that protocol.
+    """
     sets = sets_of(folder, patterns, models)
+    if patterns is POOLED:
+        sets = {name: results for name, results in sets.items()
+                if any(is_of(kind, result) for result in results)}
     made = {name: make(pool(results, models)) for name, results in sets.items()}
     made = {name: block for name, block in made.items() if block}
     heads = {name: f"**{name}**\n\n" if len(made) > 1 else "" for name in made}
     text = "\n".join(heads[name] + block + picture(folder, kind, name)
                      for name, block in made.items())
     return text, [result for name in made for result in sets[name]]
+
+
+def is_of(kind: str, result: Result) -> bool:
+    """Whether a result was run for a kind of table, by its protocols or its name."""
+    protocol = "streaming-vs-window" if kind == "streaming" else kind
+    named = str(result["file"]).startswith(f"{kind}-")
+    return named or protocol in str(result.get("protocol", "")).split(",")
 
 
 def picture(folder: Path, kind: str, data: str) -> str:

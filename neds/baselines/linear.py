@@ -38,7 +38,7 @@ from neds.baselines.rows import (
 )
 from neds.dataset import Recording
 
-LAGS = (5, 10, 15)
+LAGS = (5, 10, 15, 25, 50, 75)  # the last are 1.5 s of 20 ms bins, which few units allow
 MAX_COLUMNS = 6500  # a Gram matrix of this size is 340 MB, and two are held
 
 

@@ -7,10 +7,23 @@ example:
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from neds.checkpoint import CheckpointInfo
+    from neds.dataset import Recording
+    from neds.model import Neds
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options."""
+    add_bundle_arguments(parser)
+    parser.add_argument("--graphs", default="step,window",
+                        help="ONNX graphs to ship: step, window (step,window)")
+
+
+def add_bundle_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what every kind of bundle is made of."""
     parser.add_argument("checkpoint", metavar="CKPT", help="folder written by neds train")
     parser.add_argument("--session", default=None, metavar="ID",
                         help="which session of the checkpoint (the only one)")
@@ -19,8 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="the prepared session (where the checkpoint found it); its held-back "
                         "part gives the parity report")
     parser.add_argument("--behaviours", default="", help="comma-separated names to decode (all)")
-    parser.add_argument("--graphs", default="step,window",
-                        help="ONNX graphs to ship: step, window (step,window)")
     parser.add_argument("--json", action="store_true", help="print one JSON object as last line")
 
 
@@ -29,29 +40,22 @@ def run(args: argparse.Namespace) -> int:
     import json
     from pathlib import Path
 
-    from neds.checkpoint import load_checkpoint
-    from neds.commands.evaluate import session_path
-    from neds.data.store import read_session
-    from neds.dataset import match
     from neds.export import export
     from neds_rt.errors import BadInput
 
-    graphs = [name.strip() for name in args.graphs.split(",") if name.strip()]
+    graphs = names_of(args.graphs)
     for name in graphs:
         if name not in ("step", "window"):
             raise BadInput("--graphs", "name", repr(name), "step, window")
-    model, info = load_checkpoint(Path(args.checkpoint))
-    state = info.session(args.session)
-    session = read_session(session_path(info.provenance, args.data, state.session))
-    recording = match(session, state, info.config.data.bin_size_s)
-    behaviours = [name.strip() for name in args.behaviours.split(",") if name.strip()]
-    manifest = export(model, info, recording, Path(args.out), behaviours=behaviours, graphs=graphs)
+    model, info, recording = open_session(args)
+    manifest = export(model, info, recording, Path(args.out),
+                      behaviours=names_of(args.behaviours), graphs=graphs)
     summary = {
         "bundle": args.out,
         "model_hash": manifest.model_hash,
         "units": len(manifest.units),
         "modalities": [m.name for m in manifest.modalities],
-        "bytes": _size(Path(args.out)),
+        "bytes": size_of(args.out),
         "parity": manifest.parity,
     }
     if args.json:
@@ -64,7 +68,28 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _size(path: object) -> int:
+def names_of(text: str) -> list[str]:
+    """The names of a comma-separated option."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def open_session(args: argparse.Namespace) -> tuple[Neds, CheckpointInfo, Recording]:
+    """The model, and the session that `add_bundle_arguments` named, as the model sees it."""
+    from pathlib import Path
+
+    from neds.checkpoint import load_checkpoint
+    from neds.commands.evaluate import session_path
+    from neds.data.store import read_session
+    from neds.dataset import match
+
+    model, info = load_checkpoint(Path(args.checkpoint))
+    state = info.session(args.session)
+    session = read_session(session_path(info.provenance, args.data, state.session))
+    return model, info, match(session, state, info.config.data.bin_size_s)
+
+
+def size_of(path: object) -> int:
+    """Bytes of a bundle, a file or a directory."""
     from pathlib import Path
 
     where = Path(str(path))

@@ -114,6 +114,7 @@ def _bundle(path: Path) -> dict[str, Any]:
         "parameters": sum(int(w.size) for w in bundle.weights.values()),
         "files": {name: len(data) for name, data in bundle.files.items()},
         "model_hash": manifest.model_hash,
+        "plans": msgspec.to_builtins(manifest.plans),
         "parity": manifest.parity,
         "provenance": manifest.provenance,
     }

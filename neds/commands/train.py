@@ -29,9 +29,9 @@ def run(args: argparse.Namespace) -> int:
 
     from neds.checkpoint import check_writable
     from neds.config import load_recipe
+    from neds.data.dropped import DropReport
     from neds.data.store import read_session
     from neds.dataset import describe, to_recording
-    from neds.drops import DropReport
     from neds.processes import Processes
     from neds.run_arguments import overrides, say
     from neds.runs import Job, carry_out, finished, kept

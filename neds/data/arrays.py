@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from neds.data.build import span
 from neds.data.checks import as_floats, as_strings, naming, positive
 from neds.data.mapping import BINS, BehaviourMap, Mapping
 from neds.data.parts import Behaviour, Counts, Spikes, Units
@@ -122,13 +123,7 @@ def _event_domain(
             raise BadInput(source.path, "domain", f"{len(start)} starts and {len(end)} ends",
                            "as many starts as ends")
         return np.stack([start, end], axis=1)
-    times = [b.timestamps[[0, -1]] for b in behaviours.values()]
-    if spikes.sample.size:
-        times.append(spikes.sample[[0, -1]] / spikes.fs + np.array([0.0, 1.0 / spikes.fs]))
-    if not times:
-        raise BadInput(source.path, "spikes", "no spikes and no behaviours", "a recording")
-    both = np.concatenate(times)
-    return np.array([[max(both.min(), 0.0), both.max()]])
+    return span(spikes, behaviours)
 
 
 def _counted(source: Archive, mapping: Mapping) -> Session:

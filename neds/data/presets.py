@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from neds.data.arrays import Arrays, grid, load_archive, read_arrays
 from neds.data.checks import as_floats, naming, positive
 from neds.data.mapping import load_mapping, parse_mapping
+from neds.data.reader import Reader, one_file
 from neds.data.session import Session
 from neds_rt.errors import BadInput
 
@@ -22,8 +23,8 @@ FOLDER = Path(__file__).parent / "mappings"
 Derived = tuple[str, Arrays]  # the name of a mapping, and the arrays it reads
 
 
-def arrays_reader(preset: str | None, words: Sequence[str]) -> Callable[[Path], Session]:
-    """Return what reads one archive, with a preset or with the words of `--map`.
+def arrays_reader(preset: str | None, words: Sequence[str]) -> Reader:
+    """Return what reads archives, with a preset or with the words of `--map`.
 
     Raises `BadInput` for both, neither, or a mapping that is none.
     """
@@ -31,9 +32,9 @@ def arrays_reader(preset: str | None, words: Sequence[str]) -> Callable[[Path], 
         raise BadInput("arrays reader", "options", "both" if preset else "neither",
                        "--preset or --map")
     if preset:
-        return lambda path: read_preset(path, preset)
+        return Reader(read=lambda source: read_preset(Path(source), preset), files=one_file)
     mapping = parse_mapping(words)
-    return lambda path: read_arrays(path, mapping)
+    return Reader(read=lambda source: read_arrays(Path(source), mapping), files=one_file)
 
 
 def read_preset(path: Path, preset: str) -> Session:

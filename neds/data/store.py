@@ -15,9 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
-import tempfile
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -30,6 +28,7 @@ from numpy.typing import NDArray
 from neds.data.checks import naming
 from neds.data.parts import Behaviour, Counts, Spikes, Units
 from neds.data.session import Session
+from neds.data.whole import whole_file
 from neds_rt.errors import BadInput
 
 SCHEMA = "neds-session-1"
@@ -72,22 +71,8 @@ def write_session(
     """
     target = Path(path)
     origin = dict(provenance or session.metadata.get("provenance", {}))
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}.", suffix=".h5")
-    except OSError as error:
-        raise BadInput(target, "folder", error.strerror, "a folder that can be written") from error
-    os.close(handle)
-    try:
-        with h5py.File(name, "w") as file:
-            _write(file, session, origin)
-        os.chmod(name, 0o644)
-        os.replace(name, target)
-    except BaseException as error:
-        os.unlink(name)
-        if isinstance(error, OSError):  # a full disk, a target that is a folder
-            raise BadInput(target, "file", error, "a session file to be written") from error
-        raise
+    with whole_file(target, "a session file") as name, h5py.File(name, "w") as file:
+        _write(file, session, origin)
 
 
 def _write(file: Any, session: Session, origin: dict[str, Any]) -> None:
@@ -155,9 +140,30 @@ def read_session(path: str | Path) -> Session:
         raise BadInput(source, "content", error, "a whole session file (HDF5)") from error
 
 
-def _read(file: Any) -> Session:
-    metadata = json.loads(file.attrs["metadata"])
+def read_facts(path: str | Path) -> dict[str, Any]:
+    """What a session file says of itself, without its data: session, subject, units, seconds,
+    behaviours and metadata. Raises `BadInput` as `read_session` does."""
+    source = Path(path)
+    try:
+        with naming(source), h5py.File(source, "r") as file:
+            if file.attrs.get("schema") != SCHEMA:
+                raise BadInput(source, "schema", file.attrs.get("schema", "no schema"), SCHEMA)
+            seconds = file["domain/end"][()] - file["domain/start"][()]
+            return {"session": str(file.attrs["session"]), "subject": str(file.attrs["subject"]),
+                    "units": len(file["units/cluster"]), "seconds": float(seconds.sum()),
+                    "behaviours": list(file["behaviour"]), "metadata": _metadata(file)}
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
+        raise BadInput(source, "content", error, "a whole session file (HDF5)") from error
+
+
+def _metadata(file: Any) -> dict[str, Any]:
+    metadata: dict[str, Any] = json.loads(file.attrs["metadata"])
     metadata["provenance"] = json.loads(file.attrs["provenance"])
+    return metadata
+
+
+def _read(file: Any) -> Session:
+    metadata = _metadata(file)
     domain = np.stack([file["domain/start"][()], file["domain/end"][()]], axis=1)
     units = file["units"]
     return Session(

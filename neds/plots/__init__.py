@@ -11,6 +11,7 @@ from neds.plots.compare import (
     session_scatter,
 )
 from neds.plots.conditions import TrialTraces, trial_panels
+from neds.plots.scaling import scaling_panels
 from neds.plots.style import COLOURS, check_picture, save
 from neds.plots.traces import decoded_traces
 
@@ -24,6 +25,7 @@ __all__ = [
     "decoded_traces",
     "model_bars",
     "save",
+    "scaling_panels",
     "session_scatter",
     "trial_panels",
 ]

@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from neds_rt import _core
 from neds_rt.engines.native import NativeEngine
 from neds_rt.errors import BadInput
+from neds_rt.sources.units import UnitMap
 from neds_rt.wire import MAX_NAME_BYTES, SPIKE_DTYPE, WIRE_VERSION, SpikeHeader, encode_spikes
 
 if TYPE_CHECKING:
     from neds_rt.engines import Engine
     from neds_rt.manifest import Manifest
+    from neds_rt.sources.units import UnitFile
 
 COUNTERS: tuple[str, ...] = _core.COUNTERS
 FIRST_REFUSAL = COUNTERS.index("duplicate")  # counters from here on are refused frames, by reason
@@ -48,6 +50,16 @@ def stream_rows(manifest: Manifest, probes: Sequence[str]) -> list[tuple[str, li
         expected = f"the {len(rows)} of the bundle: {', '.join(sorted(rows))}"
         raise BadInput("--probe", "names", found, expected)
     return [(name, rows[name]) for name in probes]
+
+
+def unit_maps(
+    manifest: Manifest, probes: Sequence[str], unit_file: UnitFile | None = None
+) -> dict[str, UnitMap]:
+    """Return, per probe, what a source's own unit names mean; `unit_file` is that of `--units`."""
+    return {
+        name: UnitMap([manifest.units[row] for row in rows], unit_file)
+        for name, rows in stream_rows(manifest, probes)
+    }
 
 
 def make_assembler(

@@ -8,6 +8,9 @@ COMMANDS = {
     "demo": ("neds_rt.commands.demo", "synthetic probe, server and client, live in the terminal"),
     "serve": ("neds_rt.commands.serve", "decode a live spike stream"),
     "replay": ("neds_rt.commands.replay", "play a prepared session as a live probe"),
+    "record": ("neds_rt.commands.record", "record what sources deliver as a session"),
+    "doctor": ("neds_rt.commands.doctor", "examine a rig: ports, plugins, what is mis-selected"),
+    "sink": ("neds_rt.commands.sink", "carry decodes on to LSL, UDP or Open Ephys"),
     "bench": ("neds_rt.commands.bench", "measure latency beside an echo server"),
 }
 

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from neds_rt.assemble import COUNTERS
+
+if TYPE_CHECKING:
+    from neds_rt.sources import Source
 
 PERIOD_S = 0.25
 
@@ -38,10 +43,12 @@ logger = logging.getLogger("neds_rt.server")
 
 
 class Housekeeping:
-    """Logs the first frame or spike of every kind of trouble, while the server runs."""
+    """Logs the first of every kind of trouble and tends the sources, while the server runs."""
 
-    def __init__(self, counters: NDArray[np.int64]) -> None:
+    def __init__(self, counters: NDArray[np.int64], sources: Sequence[Source] = ()) -> None:
         self._counters = counters
+        self._sources = sources
+        self._states = [""] * len(sources)
         self._said: set[str] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
@@ -61,12 +68,31 @@ class Housekeeping:
         self._thread.join()
 
     def _run(self) -> None:
+        self._tend()
         while not self._stop.wait(PERIOD_S):
+            self._tend()
             self._look()
         self._look()
 
+    def _tend(self) -> None:
+        for i, source in enumerate(self._sources):
+            state = source.tend()
+            if state != self._states[i]:
+                self._states[i] = state
+                if state:
+                    logger.warning("%s: %s", source.name, state)
+
     def _look(self) -> None:
-        for name, count in zip(COUNTERS, self._counters.tolist(), strict=True):
-            if count and name in MESSAGES and name not in self._said:
-                self._said.add(name)
-                logger.warning("%s: %s (said once; counted in the summary)", name, MESSAGES[name])
+        counters = dict(zip(COUNTERS, self._counters.tolist(), strict=True))
+        self._log_first("", counters, MESSAGES)
+        for source in self._sources:
+            self._log_first(f"{source.name}: ", source.counters, source.messages)
+
+    def _log_first(
+        self, prefix: str, counters: Mapping[str, int], messages: Mapping[str, str]
+    ) -> None:
+        for name, count in counters.items():
+            if count and name in messages and prefix + name not in self._said:
+                self._said.add(prefix + name)
+                logger.warning("%s%s: %s (said once; counted in the summary)", prefix, name,
+                               messages[name])

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import time
+from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ def machine_facts() -> dict[str, Any]:
         "kernel": platform.release(),
         "arch": platform.machine(),
         "python": platform.python_version(),
-        "versions": _versions(),
+        "versions": package_versions(PACKAGES),
     }
 
 
@@ -34,6 +36,20 @@ def resident_bytes() -> int | None:
     except OSError:
         return None
     return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def cpu_seconds(pid: int) -> float | None:
+    """Return CPU seconds of a process, all its threads included, None where Linux is not asked.
+
+    Processes that it started itself are not counted.
+    """
+    if platform.system() != "Linux":
+        return None
+    per_process_clock = (~pid << 3) | 2  # the clock that clock_getcpuclockid(3) names
+    try:
+        return time.clock_gettime(per_process_clock)
+    except OSError:
+        return None
 
 
 def commit() -> str | None:
@@ -48,6 +64,17 @@ def commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
+
+
+def package_versions(names: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those of these distributions that are installed."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
 
 
 def _cpu_model() -> str:
@@ -72,13 +99,3 @@ def _memory_gb() -> float | None:
     except (ValueError, OSError, AttributeError):
         return None
     return round(total / 1e9, 1)
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

@@ -51,7 +51,24 @@ class Shape(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     rope_base: float = 10000.0
 
 
-class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One compiled GPU engine among a bundle's files; made by `neds export-trt`."""
+
+    file: str
+    product: str  # "tensorrt" | "tensorrt-rtx"
+    version: str  # of the product that built it, and the only one that loads it
+    target: str  # such as "sm89": compute capability 8.9
+    form: str  # "step" | "window"
+    precision: str  # "fp32" | "fp16" | "bf16"
+    graph: str  # the bundle's file that it was built from
+    graph_sha256: str
+    sha256: str
+    bytes: int
+    build_s: float
+
+
+# Defaults are left out, so that a bundle without plans is what it was before there were any.
+class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """`manifest.json` of a bundle."""
 
     schema: int
@@ -67,6 +84,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model_hash: str  # sha256 over the manifest without this field, keys sorted
     provenance: dict[str, Any]
     parity: dict[str, Any]
+    plans: list[Plan] = []
 
 
 def tensor_shapes(
@@ -139,6 +157,8 @@ def check_manifest(manifest: Manifest, where: object) -> None:
         raise BadInput(where, "modalities", names, "1 to 256 of distinct names")
     for modality in manifest.modalities:
         _check_modality(modality, where)
+    for plan in manifest.plans:
+        _check_plan(plan, manifest.hashes, where)
     found = compute_model_hash(manifest)
     if manifest.model_hash != found:
         raise BadInput(where, "model_hash", f"{found[:12]}…", f"{manifest.model_hash[:12]}…")
@@ -175,3 +195,11 @@ def _check_modality(modality: ModalityOut, where: object) -> None:
         raise BadInput(where, f"{label} classes", modality.classes, f"{n_classes} distinct labels")
     if modality.sd and (len(modality.sd) != n or not all(0 <= sd < math.inf for sd in modality.sd)):
         raise BadInput(where, f"{label} sd", modality.sd, f"{n} finite numbers, or none")
+
+
+def _check_plan(plan: Plan, hashes: dict[str, str], where: object) -> None:
+    for name, expected in ((plan.file, plan.sha256), (plan.graph, plan.graph_sha256)):
+        found = hashes.get(name, "")
+        if found != expected:
+            raise BadInput(where, f"plan {plan.file!r}", f"{name} of hash {found[:12]}…",
+                           f"{expected[:12]}…")

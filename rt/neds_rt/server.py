@@ -19,12 +19,13 @@ from neds_rt.bundle import Bundle
 from neds_rt.config import ServeConfig
 from neds_rt.engines import Engine
 from neds_rt.errors import BadInput, EngineFailed, StartError
-from neds_rt.housekeeping import Housekeeping
+from neds_rt.housekeeping import Housekeeping, logger
 from neds_rt.keepwarm import NEVER, KeepWarm
 from neds_rt.machine import machine_facts, resident_bytes
 from neds_rt.sinks import Sink, open_sink
-from neds_rt.sources import Source, open_source
+from neds_rt.sources import NATIVE, Source, open_source, scheme_of
 from neds_rt.sources.frame import Frame
+from neds_rt.sources.units import read_unit_file
 from neds_rt.stats import latency_summary, now_ns
 from neds_rt.wire import MAX_SPIKES_PER_FRAME, SPIKE_DTYPE
 
@@ -43,6 +44,8 @@ class Server:
         manifest = bundle.manifest
         check_engine(engine, bundle)
         self.config, self.engine, self.model_hash = config, engine, manifest.model_hash
+        unit_file = read_unit_file(config.units) if config.units else None
+        self._unit_maps = assemble.unit_maps(manifest, list(config.probe), unit_file)
         self.assembler = assemble.make_assembler(manifest, list(config.probe), config.open_bins)
         self._encoder = assemble.make_encoder(manifest, len(config.probe))
         self.latency = _core.LatencyRing(LATENCY_BINS)
@@ -62,6 +65,7 @@ class Server:
         self._idle_ns = NEVER if config.idle_exit is None else int(config.idle_exit * 1e9)
         self._stale_ns = max(int(config.stale_after * 1e9), 2 * self._bin_ns)
         self._rss_ready: int | None = None
+        self._source_reports: dict[str, dict[str, Any]] = {}
         self._sources: dict[Any, Source] = {}  # by what the poller calls them
         self._sink: Sink = open_sink(config.out, insecure=config.insecure)
         self.endpoint = self._sink.endpoint
@@ -73,11 +77,12 @@ class Server:
         Raises `StartError` when it does so before the first frame, `BadInput` for a bad source.
         """
         started = time.monotonic()
-        housekeeping = Housekeeping(self.assembler.counters)
+        housekeeping: Housekeeping | None = None
         was_enabled = gc.isenabled()
         try:
             self._warm_up()
             poller = self._open_sources()
+            housekeeping = Housekeeping(self.assembler.counters, list(self._sources.values()))
             housekeeping.start()
             gc.collect()
             gc.freeze()
@@ -91,8 +96,9 @@ class Server:
             gc.unfreeze()
             if was_enabled:
                 gc.enable()
-            if housekeeping.started:
+            if housekeeping is not None and housekeeping.started:
                 housekeeping.stop()
+            self._source_reports = {s.name: _source_report(s) for s in self._sources.values()}
             self.close()
         return self.summary(time.monotonic() - started)
 
@@ -108,11 +114,20 @@ class Server:
         self._sink.close()
 
     def _open_sources(self) -> zmq.Poller:
-        """Connect once to every distinct URI: several probes may come over one."""
+        """Connect once to every distinct URI: several probes may come over a native one."""
         poller = zmq.Poller()
-        by_uri = {uri: name for name, uri in reversed(self.config.probe.items())}
+        config = self.config
+        by_uri = {uri: name for name, uri in reversed(config.probe.items())}
+        for name, uri in config.probe.items():
+            if by_uri[uri] != name and scheme_of(name, uri) not in NATIVE:
+                raise BadInput(f"--probe {name}", "URI", f"that of {by_uri[uri]}", "one of its own")
         for uri, name in by_uri.items():
-            source = open_source(name, uri, insecure=self.config.insecure)
+            units = self._unit_maps[name]
+            source = open_source(name, uri, units=units, insecure=config.insecure)
+            if units.missing and scheme_of(name, uri) not in NATIVE:
+                logger.warning("%s: %d of %d units of the model will stay silent, no name of the "
+                               "source means them alone (--units): %s", name, len(units.missing),
+                               len(units.units), ", ".join(map(str, units.missing[:5])))
             self._sources[source.pollable] = source
             poller.register(source.pollable, zmq.POLLIN)
         return poller
@@ -217,6 +232,7 @@ class Server:
             "stale_decodes": self.stale_decodes,
             "reasons": reasons,
             "counters": counters,
+            "sources": self._source_reports,
             "latency": latency_summary(self.latency),
             "keep_warm": self.keep_warm.report(),
             "engine": self.engine.name,
@@ -249,6 +265,10 @@ def announce(server: Server) -> None:
     probes = " ".join(f"{name}={uri}" for name, uri in server.config.probe.items())
     print(f"ready {server.endpoint} engine={server.engine.name} {probes}", file=sys.stderr,
           flush=True)
+
+
+def _source_report(source: Source) -> dict[str, Any]:
+    return {"uri": source.uri, "counters": dict(source.counters), **source.report()}
 
 
 def _megabytes(size: int | None) -> float | None:

@@ -20,7 +20,7 @@ using Tensor = nb::ndarray<const float, nb::c_contig, nb::device::cpu>;
 void construct(StepEngine* self, int units, int hidden, int layers, int heads, int mlp, int window,
                int conv, bool recurrent, double rope_base,
                const std::vector<std::pair<int, bool>>& modalities,
-               const nb::dict& weights, const std::string& isa) {
+               const nb::dict& weights, const std::string& precision, const std::string& isa) {
   std::vector<neds::ModalityShape> shapes;
   for (const auto& [n_outputs, categorical] : modalities) shapes.push_back({n_outputs, categorical});
   neds::TensorMap tensors;
@@ -37,7 +37,7 @@ void construct(StepEngine* self, int units, int hidden, int layers, int heads, i
   }
   const neds::StepShape shape{units, hidden, layers, heads, mlp, window, conv, recurrent,
                               rope_base};
-  new (self) StepEngine(shape, shapes, tensors, isa);
+  new (self) StepEngine(shape, shapes, tensors, precision, isa);
 }
 
 void step(StepEngine& self, const Counts& counts, bool present) {
@@ -65,7 +65,8 @@ void bind_step(nb::module_& m) {
                          "The streaming transformer step. One thread at a time may call it.")
       .def("__init__", &construct, nb::kw_only(), nb::arg("units"), nb::arg("hidden"),
            nb::arg("layers"), nb::arg("heads"), nb::arg("mlp"), nb::arg("window"), nb::arg("conv"),
-           nb::arg("recurrent"), nb::arg("rope_base"), nb::arg("modalities"), nb::arg("weights"), nb::arg("isa") = "",
+           nb::arg("recurrent"), nb::arg("rope_base"), nb::arg("modalities"), nb::arg("weights"),
+           nb::arg("precision") = "float32", nb::arg("isa") = "",
            "Sizes, modalities as (n_outputs, categorical), and float32 tensors by name (copied). "
            "Raises ValueError when they do not fit together.")
       .def("step", &step, nb::arg("counts").noconvert(), nb::arg("present") = true,
@@ -86,5 +87,6 @@ void bind_step(nb::module_& m) {
       .def_prop_ro("n_outputs", &StepEngine::n_outputs)
       .def_prop_ro("position", &StepEngine::position, "Bins since reset.")
       .def_prop_ro("arena_bytes", &StepEngine::arena_bytes, "Memory of weights, rings, scratch.")
+      .def_prop_ro("precision", &StepEngine::precision, "What weights are stored in.")
       .def_prop_ro("isa", &StepEngine::isa, "Instruction set in use.");
 }

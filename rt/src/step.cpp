@@ -7,6 +7,8 @@
 #include <stdexcept>
 #include <utility>
 
+#include "step_pack.hpp"
+
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
@@ -17,18 +19,16 @@ namespace {
 
 constexpr float minus_infinity = -std::numeric_limits<float>::infinity();
 
-std::size_t round_up(std::size_t n, std::size_t multiple) {
-  return (n + multiple - 1) / multiple * multiple;
-}
-
 std::vector<const StepKernels*> supported_kernels() {
   std::vector<const StepKernels*> found;
 #ifdef NEDS_X86_DISPATCH
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
+      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
+    if (__builtin_cpu_supports("avx512vnni")) found.push_back(&kernels_avx512vnni);
     found.push_back(&kernels_avx512);
+  }
   if (avx2) found.push_back(&kernels_avx2);
 #endif
   found.push_back(&kernels_baseline);
@@ -42,6 +42,13 @@ const StepKernels* choose(std::string_view isa) {
     names += names.empty() ? kernels->isa : std::string(", ") + kernels->isa;
   }
   throw std::invalid_argument("isa: found " + std::string(isa) + ", expected one of " + names);
+}
+
+Precision parse_precision(std::string_view name) {
+  for (Precision precision : precisions)
+    if (name == precision_names[static_cast<int>(precision)]) return precision;
+  throw std::invalid_argument("precision: found " + std::string(name) +
+                              ", expected one of float32, bf16, int8");
 }
 
 void require(bool good, const char* field, long long found, const char* expected) {
@@ -90,48 +97,7 @@ void copy_rows(const float* from, std::size_t n_rows, std::size_t width, std::si
     std::copy_n(from + row * width, width, to + row * ld);
 }
 
-// Interleave rows [first, first + n_outputs) of a (out, in) matrix into panels.
-void pack(const float* weight, const float* bias, std::size_t n_outputs, std::size_t depth,
-          std::size_t panel, float scale, const Linear& to) {
-  for (std::size_t o = 0; o < n_outputs; ++o) {
-    float* column = to.weight + o / panel * panel * depth + o % panel;
-    for (std::size_t k = 0; k < depth; ++k) column[k * panel] = weight[o * depth + k] * scale;
-    to.bias[o] = bias[o] * scale;
-  }
-}
-
 }  // namespace
-
-// Hands out parts of one block in order. Without a block it only counts, so that the layout is
-// written once and run twice.
-class Arena {
- public:
-  explicit Arena(std::byte* base) : base_(base) {}
-
-  template <typename T = float>
-  T* take(std::size_t n) {
-    std::byte* const here = base_ ? base_ + used_ : nullptr;
-    used_ += round_up(n * sizeof(T), 64);
-    return reinterpret_cast<T*>(here);
-  }
-
-  Linear linear(std::size_t n_outputs, std::size_t depth, std::size_t panel) {
-    const std::size_t padded = round_up(n_outputs, panel);
-    float* const weight = take(padded * depth);
-    return {weight, take(padded)};
-  }
-
-  Norm norm(std::size_t n) {
-    float* const weight = take(n);
-    return {weight, take(n)};
-  }
-
-  std::size_t used() const { return used_; }
-
- private:
-  std::byte* base_;
-  std::size_t used_ = 0;
-};
 
 std::vector<std::string> supported_isas() {
   std::vector<std::string> names;
@@ -140,8 +106,10 @@ std::vector<std::string> supported_isas() {
 }
 
 StepEngine::StepEngine(const StepShape& shape, const std::vector<ModalityShape>& modalities,
-                       const TensorMap& tensors, std::string_view isa)
-    : kernels_(choose(isa)), modalities_(modalities) {
+                       const TensorMap& tensors, std::string_view precision,
+                       std::string_view isa)
+    : kernels_(choose(isa)), precision_(parse_precision(precision)),
+      run_(kernels_->of[static_cast<int>(precision_)]), modalities_(modalities) {
   check(shape, modalities);
   plan_.units = shape.units;
   plan_.hidden = shape.hidden;
@@ -167,7 +135,7 @@ StepEngine::StepEngine(const StepShape& shape, const std::vector<ModalityShape>&
     frequencies_.push_back(std::pow(shape.rope_base, -static_cast<double>(i) / half));
   for (const ModalityShape& modality : modalities) n_outputs_ += modality.n_outputs;
 
-  Arena counting(nullptr);
+  Arena counting(nullptr, precision_);
   lay_out(counting);
   arena_bytes_ = round_up(counting.used(), static_cast<std::size_t>(Free::page));
   memory_.reset(static_cast<std::byte*>(::operator new(arena_bytes_, Free::page)));
@@ -175,7 +143,7 @@ StepEngine::StepEngine(const StepShape& shape, const std::vector<ModalityShape>&
   madvise(memory_.get(), arena_bytes_, MADV_HUGEPAGE);  // only advice: fewer pages to look up
 #endif
   std::memset(memory_.get(), 0, arena_bytes_);  // touches every page, and zeroes all padding
-  Arena arena(memory_.get());
+  Arena arena(memory_.get(), precision_);
   lay_out(arena);
   fill(tensors);
   reset();
@@ -190,12 +158,15 @@ void StepEngine::lay_out(Arena& arena) {
   const std::size_t heads = static_cast<std::size_t>(plan_.heads);
   const std::size_t head_dim = static_cast<std::size_t>(plan_.head_dim);
   const std::size_t panel = static_cast<std::size_t>(kernels_->panel);
-  const std::size_t padded_dim = round_up(head_dim, static_cast<std::size_t>(kernels_->ring_panel));
+  const std::size_t ring_panel = static_cast<std::size_t>(kernels_->ring_panel);
+  const std::size_t window = static_cast<std::size_t>(plan_.window);
+  const Precision ring = ring_of(precision_);
   const std::size_t ld = plan_.ld_hidden;
 
   plan_.active = arena.take<std::int32_t>(units + 4);
   plan_.activation = arena.take(units + 4);
-  plan_.input_weight = arena.take(units * ld);
+  plan_.input_weight = arena.take<std::byte>(units * ld * bytes_of(precision_));
+  plan_.input_scale = arena.scales(units);
   plan_.input_bias = arena.take(ld);
   plan_.conv_weight = arena.take(taps * ld);
   plan_.conv_bias = arena.take(ld);
@@ -219,12 +190,13 @@ void StepEngine::lay_out(Arena& arena) {
   plan_.attended = arena.take(ld);
   plan_.hidden_mlp = arena.take(plan_.ld_mlp);
   plan_.scores = arena.take(plan_.ld_scores);
+  plan_.factors = arena.take<std::int16_t>(std::max(ld, plan_.ld_mlp));
   for (LayerPlan& layer : layers_) {
     layer.norm1 = arena.norm(ld);
     layer.q = arena.linear(hidden, hidden, panel);
     layer.kv = arena.linear(2 * hidden, hidden, panel);
-    layer.keys = arena.take(heads * head_dim * plan_.ld_scores);
-    layer.values = arena.take(heads * padded_dim * static_cast<std::size_t>(plan_.window));
+    layer.keys = arena.panels(ring, heads * plan_.ld_scores, head_dim, ring_panel);
+    layer.values = arena.panels(ring, heads * round_up(head_dim, ring_panel), window, ring_panel);
     layer.out = arena.linear(hidden, hidden, panel);
     layer.norm2 = arena.norm(ld);
     layer.up = arena.linear(mlp, hidden, panel);
@@ -243,8 +215,8 @@ void StepEngine::lay_out(Arena& arena) {
 void StepEngine::fill(const TensorMap& tensors) {
   const std::size_t hidden = static_cast<std::size_t>(plan_.hidden);
   const std::size_t mlp = static_cast<std::size_t>(plan_.mlp);
-  const std::size_t panel = static_cast<std::size_t>(kernels_->panel);
   const std::size_t ld = plan_.ld_hidden;
+  const Packer packer(precision_, static_cast<std::size_t>(kernels_->panel));
   const auto vector = [&](const std::string& name, float* to) {
     std::copy_n(find(tensors, name, {hidden}), hidden, to);
   };
@@ -258,10 +230,12 @@ void StepEngine::fill(const TensorMap& tensors) {
   const auto linear = [&](const std::string& name, std::size_t n, std::size_t depth,
                           const Linear& to) {
     const float* const weight = find(tensors, name + ".weight", {n, depth});
-    pack(weight, find(tensors, name + ".bias", {n}), n, depth, panel, 1.0f, to);
+    packer.linear(weight, find(tensors, name + ".bias", {n}), n, depth, 1.0f, to);
   };
 
-  rows("input.weight", static_cast<std::size_t>(plan_.units), plan_.input_weight);
+  const std::size_t units = static_cast<std::size_t>(plan_.units);
+  packer.rows(find(tensors, "input.weight", {units, hidden}), units, hidden, ld, plan_.input_weight,
+              plan_.input_scale);
   vector("input.bias", plan_.input_bias);
   vector("input.token", plan_.token);
   vector("input.lost", plan_.lost);
@@ -274,8 +248,9 @@ void StepEngine::fill(const TensorMap& tensors) {
     const float* const weight = find(tensors, "gru.weight_" + end, {3 * hidden, hidden});
     const float* const bias = find(tensors, "gru.bias_" + end, {3 * hidden});
     for (std::size_t g = 0; g < 3; ++g)
-      pack(weight + g * hidden * hidden, bias + g * hidden, hidden, hidden, panel, 1.0f,
-           {to.weight + g * ld * hidden, to.bias + g * ld});
+      packer.linear(weight + g * hidden * hidden, bias + g * hidden, hidden, hidden, 1.0f,
+                    {to.weight + g * ld * hidden * bytes_of(precision_),
+                     to.scale == nullptr ? nullptr : to.scale + g * ld, to.bias + g * ld});
   };
   if (plan_.recurrent) {
     gates("ih", plan_.gates_in);
@@ -288,8 +263,8 @@ void StepEngine::fill(const TensorMap& tensors) {
     norm(prefix + "norm1", layer.norm1);
     const float* const qkv = find(tensors, prefix + "qkv.weight", {3 * hidden, hidden});
     const float* const bias = find(tensors, prefix + "qkv.bias", {3 * hidden});
-    pack(qkv, bias, hidden, hidden, panel, score_scale, layer.q);
-    pack(qkv + hidden * hidden, bias + hidden, 2 * hidden, hidden, panel, 1.0f, layer.kv);
+    packer.linear(qkv, bias, hidden, hidden, score_scale, layer.q);
+    packer.linear(qkv + hidden * hidden, bias + hidden, 2 * hidden, hidden, 1.0f, layer.kv);
     linear(prefix + "out", hidden, hidden, layer.out);
     norm(prefix + "norm2", layer.norm2);
     linear(prefix + "up", mlp, hidden, layer.up);
@@ -320,7 +295,7 @@ void StepEngine::reset() noexcept {
 void StepEngine::step(const std::uint16_t* counts) noexcept {
   set_phases();
   set_valid(static_cast<int>(position_ % plan_.window), counts != nullptr);
-  kernels_->step(plan_, input(counts), outputs_);
+  run_.step(plan_, input(counts), outputs_);
   std::swap(plan_.memory, plan_.next_memory);
   ++position_;
 }
@@ -333,7 +308,7 @@ void StepEngine::skip(std::int64_t n_bins) noexcept {
   for (std::int64_t i = 0; i < n_runs; ++i) {
     const bool again = i >= std::max(plan_.conv, 1);
     const int conv_slot = plan_.conv > 0 ? static_cast<int>((position_ + i) % plan_.conv) : 0;
-    kernels_->lose(plan_, {nullptr, 0, conv_slot, false}, again);
+    run_.lose(plan_, {nullptr, 0, conv_slot, false}, again);
     if (!plan_.recurrent) continue;
     std::swap(plan_.memory, plan_.next_memory);
     // At rest to the last bit, and nothing new comes in: all bins to come are like this one.
@@ -346,7 +321,7 @@ void StepEngine::skip(std::int64_t n_bins) noexcept {
 // not taken over: the next bin overwrites or invalidates them before anything reads them.
 void StepEngine::warm() noexcept {
   set_phases();
-  kernels_->step(plan_, input(ones_.data()), discarded_);
+  run_.step(plan_, input(ones_.data()), discarded_);
 }
 
 // In double: a float angle would be off by a milliradian after an hour of bins.

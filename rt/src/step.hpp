@@ -39,11 +39,12 @@ std::vector<std::string> supported_isas();
 
 class StepEngine {
  public:
-  // `isa` is one of supported_isas(), or empty for the best. Tensors are copied. Throws
-  // std::invalid_argument for sizes out of range, a tensor that is missing or of another shape,
-  // and an instruction set that is not there.
+  // `precision` is one of precision_names, `isa` one of supported_isas(), or empty for the best.
+  // Tensors are copied. Throws std::invalid_argument for sizes out of range, a tensor that is
+  // missing or of another shape, and a precision or an instruction set that is not there.
   StepEngine(const StepShape& shape, const std::vector<ModalityShape>& modalities,
-             const TensorMap& tensors, std::string_view isa = {});
+             const TensorMap& tensors, std::string_view precision = "float32",
+             std::string_view isa = {});
 
   // Forget all bins: the next step is bin 0 of a new stream.
   void reset() noexcept;
@@ -66,6 +67,7 @@ class StepEngine {
   std::int64_t position() const noexcept { return position_; }  // bins since reset
   std::size_t arena_bytes() const noexcept { return arena_bytes_; }
   const char* isa() const noexcept { return kernels_->isa; }
+  const char* precision() const noexcept { return precision_names[static_cast<int>(precision_)]; }
 
  private:
   struct Free {
@@ -80,6 +82,8 @@ class StepEngine {
   StepInput input(const std::uint16_t* counts) const noexcept;
 
   const StepKernels* kernels_;
+  Precision precision_;
+  StepKernels::Functions run_;
   std::vector<ModalityShape> modalities_;
   std::vector<LayerPlan> layers_;
   std::vector<Readout> readouts_;

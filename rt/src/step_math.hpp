@@ -22,7 +22,8 @@ constexpr int lanes = 4;
 typedef float vfloat __attribute__((vector_size(lanes * sizeof(float))));
 typedef std::int32_t vint __attribute__((vector_size(lanes * sizeof(std::int32_t))));
 
-#define NEDS_INLINE inline __attribute__((always_inline))
+#define NEDS_ALWAYS __attribute__((always_inline))
+#define NEDS_INLINE inline NEDS_ALWAYS
 
 NEDS_INLINE vfloat load(const float* p) {
   vfloat v;

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from neds.config import DataConfig, ModelConfig, RunConfig, TrainConfig
+from neds.data.dropped import LEVELS, DropReport
 from neds.data.rebin import rebin_factor, rebinned
 from neds.data.session import Behaviour, Counts, Session, Units
 from neds.data.store import write_session
 from neds.data.synthetic import synthetic_session
-from neds.drops import LEVELS, DropReport, is_constant, load_recordings, usable
+from neds.dataset import match
+from neds.drops import is_constant, load_recordings, usable
 from neds.train import train
 from neds_rt.errors import BadInput
 from neds_rt.synthetic import SyntheticAnimal
@@ -217,6 +219,8 @@ def test_rebinning_on_request_sums_counts_and_takes_behaviour_at_the_new_end(tmp
     assert entries(report, "bin")[0] == ("fine", "counts", lost)
     assert lost > 0
     assert recordings[1].state.session == "synthetic-0003-00"
+    again = match(replace(fine, session="fine"), coarse.state, 0.1)
+    assert (again.counts == coarse.counts).all()
 
 
 def test_rebinning_refuses_what_is_no_whole_number_and_leaves_events_alone():
@@ -259,7 +263,8 @@ def test_report_as_text_and_json():
     facts = json.loads(json.dumps(report.as_json()))
     assert facts["units"] == 7
     assert facts["sessions"] == 1
-    assert set(facts) == {"sessions", "behaviours", "classes", "units", "bins", "entries"}
+    assert set(facts) == {"sessions", "probes", "trials", "columns", "behaviours", "classes",
+                          "units", "spikes", "bins", "entries"}
     assert len(facts) == len(LEVELS) + 1
     assert facts["entries"][1]["reason"] == "silent"
 

@@ -9,6 +9,7 @@ from neds.checkpoint import CHECKPOINT_SCHEMA, CheckpointInfo, created_by
 from neds.evaluate import decode_part
 from neds.export import BatchDecoder, export, fold_weights
 from neds_rt.bundle import ModalityOut, Shape, random_bundle, read_bundle
+from neds_rt.engine_parity import engine_parities
 from neds_rt.engines import load_engine
 from neds_rt.errors import BadInput
 
@@ -44,6 +45,12 @@ def test_the_bundle_says_what_it_is(trained, exported):
     assert manifest.units == recording.state.units
     assert manifest.parity["native"]["max"] <= 1e-4
     assert manifest.parity["onnx"]["max"] <= 1e-4
+    precisions = engine_parities(manifest, path)
+    assert [(p.engine, p.precision) for p in precisions] == [
+        ("native", "float32"), ("native", "bf16"), ("native", "int8")]
+    assert precisions[0].max <= 1e-4 < precisions[1].max < precisions[2].max < 0.2
+    assert set(precisions[2].score_change) == {"velocity", "choice", "heading"}
+    assert abs(precisions[0].score_change["velocity"]) < 1e-5
     assert set(read_bundle(path).files) == {"model.onnx", "window.onnx"}
 
 

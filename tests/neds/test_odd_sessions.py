@@ -13,7 +13,7 @@ from neds.checkpoint import CHECKPOINT_SCHEMA, CheckpointInfo, created_by
 from neds.config import DataConfig, MaskingConfig, ModelConfig, RunConfig, TrainConfig
 from neds.data.session import Behaviour, Counts, Session, Units
 from neds.dataset import describe, match, to_recording
-from neds.evaluate import decode_rows, evaluate
+from neds.evaluate import decode_last_bins, decode_part, decode_rows, evaluate
 from neds.export import export, parity_report
 from neds.train import train
 from neds_rt.bundle import read_bundle
@@ -80,6 +80,26 @@ def test_trials_train_and_evaluate(form):
     scores = evaluate(result.model, recording, "test")
     assert set(scores) == {"side", "heading", "spikes"}
     assert all(np.isfinite(v) for row in scores.values() for v in row.values())
+
+
+def test_the_last_bin_of_a_window_does_not_know_what_comes_after():
+    model = msgspec.structs.replace(CONFIG.model, form="window", window=20)
+    config = msgspec.structs.replace(CONFIG, model=model)
+    recording = prepared(make_session(bins=600), config)
+    trained = train(config, [recording], progress=False).model
+    (first, stop), = recording.runs_within("test")
+    at = [b.name for b in recording.state.behaviours].index("velocity")
+    lasts = decode_last_bins(trained, recording, "test")[at]
+    assert lasts.shape == (stop - first, 2)
+    whole = decode_part(trained, recording, "test")[at][1]
+    # A bin that ends one of the windows side by side is the same there; the others are not.
+    np.testing.assert_allclose(lasts[19:60:20], whole[19:60:20], atol=1e-5)
+    assert np.abs(lasts[20:38] - whole[20:38]).max() > 1e-3
+    # The first bin has itself alone, as the first bin of a run of one.
+    np.testing.assert_allclose(lasts[0], decode_rows(trained, recording, first, first + 1)[at][0],
+                               atol=1e-5)
+    recording.counts[first + 50 :] = 0
+    np.testing.assert_array_equal(decode_last_bins(trained, recording, "test")[at][:50], lasts[:50])
 
 
 def test_the_window_form_sees_a_short_run_as_it_was_trained_on():

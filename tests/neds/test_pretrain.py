@@ -28,7 +28,7 @@ from tests.neds.conftest import make_session
 
 SETS = ("data.bin_size_s=0.05", "model.hidden=16", "model.window=10", "model.shared=channels",
         "train.bins=10", "train.batch=4", "train.sessions_per_batch=2", "train.validate_every=20",
-        "train.own_dropout=0.3", "train.ema=0.9")
+        "train.own_dropout=0.3")
 
 
 def words(steps, *more):
@@ -120,8 +120,7 @@ class Killed(Exception):
 def test_a_stop_at_any_step_changes_nothing(small_config, tmp_path, monkeypatch, dies_at, every):
     binned, state = describe(make_session(bins=500), small_config.data, 20)
     recordings = [to_recording(binned, state)]
-    knobs = msgspec.structs.replace(small_config.train, steps=9, validate_every=4, batch=4,
-                                    ema=0.5)
+    knobs = msgspec.structs.replace(small_config.train, steps=9, validate_every=4, batch=4)
     config = msgspec.structs.replace(small_config, train=knobs)
     expected = train(config, recordings, progress=False)
     advance = Run.advance
@@ -177,6 +176,9 @@ def test_finer_bins_are_added_up_when_asked(home, tmp_path, capsys):
     assert neds(["pretrain", *good(home), *words(4), *out]) == 2
     assert "--rebin" in capsys.readouterr().err
     assert neds(["pretrain", *good(home), *words(4), *out, "--rebin", "--json"]) == 0
+    # Evaluation takes the same finer recording as it is.
+    assert neds(["evaluate", str(tmp_path / "run"), "--tasks", "decoding", "--plots", "none",
+                 "--replicates", "20", "--json"]) == 0
 
 
 def test_precision_is_float32_here_and_bf16_when_asked(trained):

@@ -35,12 +35,16 @@ class WrongOutputs(NativeEngine):
 class Unbuildable:
     """Needs what is not there."""
 
-    def __init__(self, bundle):
+    precisions = ("float32",)
+
+    def __init__(self, bundle, precision):
         import no_such_package_anywhere  # noqa: F401
 
 
 class Shapeless:
     """Lacks all that an engine has."""
 
-    def __init__(self, bundle):
+    precisions = ("float32",)
+
+    def __init__(self, bundle, precision):
         pass

@@ -9,7 +9,7 @@ import pytest
 
 from neds_rt.bundle import ModalityOut, Shape, random_bundle
 from neds_rt.engines import load_engine
-from neds_rt.engines.cuda import PRECISION_VARIABLE, CudaEngine, cuda_module
+from neds_rt.engines.cuda import CudaEngine, cuda_module
 from neds_rt.errors import BadInput, StartError
 from tests.rt.reference_step import run_reference
 from tests.rt.test_gpu_emulation import rounded
@@ -172,7 +172,6 @@ def test_without_a_gpu_it_is_one_line(bundle):
     assert caught.value.exit_code == 3
 
 
-def test_precision_of_the_environment_is_checked(bundle, monkeypatch):
-    monkeypatch.setenv(PRECISION_VARIABLE, "int4")
-    with pytest.raises(BadInput, match=PRECISION_VARIABLE):
-        load_engine("cuda", bundle)
+def test_precision_is_checked_before_the_gpu_is_looked_for(bundle):
+    with pytest.raises(BadInput, match="found 'int4', expected one of float32, bfloat16, float16"):
+        load_engine("cuda:int4", bundle)

@@ -134,6 +134,20 @@ def test_little_shared_memory(library, spare):
     assert emulate(library, bundle, counts, present, shared=fixed - 1)[1] == -1
 
 
+@pytest.mark.parametrize(("sizes", "units"), [
+    ({"hidden": 512, "heads": 2, "mlp": 640, "window": 130, "layers": 2}, 1500),
+    ({"hidden": 512, "heads": 8, "mlp": 1024, "window": 400, "layers": 6, "conv": 5}, 4000),
+])
+def test_wide_models_are_taken_by_every_gpu(library, sizes, units):
+    """Activations fit the 99 KiB that a block has on the smallest GPUs; -1 would be a refusal."""
+    bundle = make(units=units, **sizes)
+    counts, present = spikes(bundle, 0)
+    for blocks in (8, 24):
+        _, staged = emulate(library, bundle, counts, present, blocks=blocks, threads=8,
+                            shared=99 << 10)
+        assert staged >= 0
+
+
 def smallest_shared(library, bundle):
     counts, present = spikes(bundle, 0)
     low, high = 0, 1 << 20

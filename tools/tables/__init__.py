@@ -1,1 +1,1 @@
-"""Tables of the README: `accuracy` and `compared` of scores, `speed` of times and memory."""
+"""Tables of the README: `accuracy`, `compared` of scores, the others of times and engines."""

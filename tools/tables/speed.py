@@ -6,10 +6,9 @@ import math
 import re
 from collections.abc import Sequence
 
+from tools.tables.engines import SERVERS, above_table, engine_name
 from tools.tables.page import NONE, Result, markdown
 
-ENGINES = {"neds.torch_engine:EagerWindow": "eager torch recomputing the window",
-           "neds.torch_engine:EagerLastBin": "eager torch, last layer for the newest bin only"}
 FIGURES = {"arrival_to_publish_us": "arrival to publish", "service_us": "service",
            "step_us": "step, paced", "step_hot_us": "step, tight loop"}
 PERCENTILES = ("p50", "p99", "p999", "max")
@@ -27,14 +26,15 @@ def latency_table(results: Sequence[Result]) -> str:
             rows.append([f"**{sizes(result['model'])}**", "", "", "", ""])
         rows.append(["echo, arrival to publish", *percentile_cells(result["echo_us"])])
         for engine in result["engines"]:
-            name = ENGINES.get(engine["engine"], engine["engine"])
+            name = SERVERS.get(engine_name(engine), engine_name(engine))
             # One slower than the pace falls further behind with every bin: no latency to report.
             behind = 2 * engine.get("late", 0) > result.get("bins", math.inf)
             for key, label in FIGURES.items():
                 dropped = behind and key == "arrival_to_publish_us"
                 cells = percentile_cells(None if dropped else engine.get(key))
                 rows.append([f"{name}, {label}", *cells])
-    return markdown(rows)
+    above = above_table(results)
+    return markdown(rows) + (f"\n{above}" if above else "")
 
 
 def sizes(model: Result) -> str:
@@ -62,6 +62,10 @@ def gpu_table(results: Sequence[Result]) -> str:
             form = "" if e["form"] == "step" else ", window recomputed"
             rows.append([f"{_prefix(e, many)}{e['engine']}{form}", e["precision"],
                          *percentile_cells(e["step_us"], 1, 0), parity_cell(e)])
+            if paced := e.get("paced_us"):
+                rows.append([f"{_prefix(e, many)}{e['engine']}{form}, one every "
+                             f"{paced['period_s'] * 1e3:g} ms ({paced['steps']} steps)",
+                             e["precision"], *percentile_cells(paced, 1, 0), NONE])
         for e in result.get("paced", []):
             if "period_s" not in e:
                 continue
@@ -86,6 +90,11 @@ def gpu_words(result: Result, measured: Sequence[Result]) -> str:
     models = {e["model"]: e["parameters"] for e in measured}
     known = ", ".join(f"{name} ({count:,} parameters)" for name, count in models.items())
     words = [f"{result.get('gpu', {}).get('name', 'no GPU')}; model {known}"]
+    floors = {row["name"].removeprefix("floor_us_").replace("_", " "): row["value"]
+              for row in result.get("floor", []) if str(row.get("name")).startswith("floor_us_")}
+    if floors:
+        words.append("floor (empty launch, and bytes over bandwidth) in microseconds: "
+                     + ", ".join(f"{name} {value:.0f}" for name, value in floors.items()))
     tests = result.get("tests", [])
     errors = [row["error"] for row in tests if "check" in row]
     failed = dict.fromkeys(name for row in tests if isinstance(row.get("error"), str)

@@ -15,6 +15,8 @@ NAMES = {
     "ndt": "spikes-only transformer, all sessions",
     "gru_single": "GRU, each session alone", "gru": "GRU, all sessions",
     "glm": "Poisson GLM, each session alone", "glm_window": "Poisson GLM that sees later bins too",
+    "true_rates": "the true rates: no model can do better",
+    "true_drive": "what the behaviours have in the true rates",
     "rrr_encoder": "reduced-rank Poisson encoder, all sessions",
     "neds_single": "NEDS, each session alone", "neds": "NEDS, all sessions",
     "neds_decoding": "NEDS, decoding only", "neds_encoding": "NEDS, encoding only",

@@ -3,8 +3,9 @@
 Every engine runs in its own `neds-rt serve` process behind real ZeroMQ sockets. In each round the
 echo server and then every engine gets its share of bins, one every 1/RATE seconds. Reported are
 arrival to publish (due time of the bin's frame to receipt of the decode, here, outside the server),
-service time (frame received to decode encoded), the engine's step when paced, and the same step in
-a tight loop (step_hot_us), which no rig sees.
+service time (frame received to decode encoded), the engine's step when paced, the same step in a
+tight loop (step_hot_us), which no rig sees, and what arrival to publish is above the echo's
+(above_echo: medians in steps, ratio of p99.9).
 
     neds-rt bench --synthetic hidden=128,layers=5,heads=4,mlp=512,units=600 --engine native,onnx
     neds-rt bench --model X.neds --engine native,neds.torch_engine:EagerWindow --bins 1000 --json
@@ -20,10 +21,6 @@ if TYPE_CHECKING:
 
     from neds_rt.bundle import Manifest
 
-# The model of --synthetic where the text does not say otherwise.
-SYNTHETIC = {"hidden": 256, "layers": 5, "heads": 8, "mlp": 512, "units": 600, "rate_hz": 10.0,
-             "window": 100, "conv": 5, "recurrent": 1}
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `neds-rt bench`."""
@@ -35,7 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                        "conv=5,recurrent=1 (the default if no --model is given, hidden=256, "
                        "heads=8)")
     parser.add_argument("--engine", default="native", metavar="E[,E...]",
-                        help="engines, by name or as module:Class (default native)")
+                        help="engines, each NAME[:PRECISION]; NAME may be module:Class "
+                        "(default native)")
     parser.add_argument("--bins-per-second", type=float, default=50.0, metavar="R",
                         help="bins sent a second (default 50)")
     parser.add_argument("--bins", type=int, default=20_000, metavar="N",
@@ -53,11 +51,15 @@ def run(args: argparse.Namespace) -> int:
     from pathlib import Path
 
     from neds_rt.bundle import read_bundle
+    from neds_rt.engines import parse_engine
+    from neds_rt.latency.random_model import parse_sizes, write_random
 
-    sizes = _synthetic_sizes(args.synthetic)
+    sizes = parse_sizes(args.synthetic)
     _check(args)
     with tempfile.TemporaryDirectory(prefix="neds-bench-") as folder:
-        model = Path(args.model) if args.model else _write_random(Path(folder), sizes, args)
+        graph = any(parse_engine(name)[0] != "native" for name in args.engine.split(","))
+        model = Path(args.model) if args.model else write_random(
+            Path(folder), sizes, 1 / args.bins_per_second, graph=graph)
         manifest = read_bundle(model).manifest
         report = _measure(args, model, manifest, sizes)
     _print(args, report)
@@ -65,70 +67,15 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(args: argparse.Namespace) -> None:
+    from neds_rt.engines import parse_engine
     from neds_rt.errors import BadInput
 
     for option, value in (("--bins-per-second", args.bins_per_second), ("--bins", args.bins),
                           ("--round", args.round), ("--rate-hz", args.rate_hz)):
         if value is not None and not 0 < value < float("inf"):
             raise BadInput(option, "value", value, "a number above 0")
-    for name in args.engine.split(","):
-        if not name:
-            raise BadInput("--engine", "name", repr(args.engine), "names separated by commas")
-
-
-def _synthetic_sizes(text: str) -> dict[str, Any]:
-    """Parse `hidden=256,layers=5` over the defaults; raises `BadInput` for anything else."""
-    from neds_rt.errors import BadInput
-
-    sizes: dict[str, Any] = dict(SYNTHETIC)
-    for part in filter(None, text.split(",")):
-        name, _, value = part.partition("=")
-        if name not in SYNTHETIC:
-            raise BadInput("--synthetic", "key", repr(name), f"one of {', '.join(SYNTHETIC)}")
-        try:
-            sizes[name] = type(SYNTHETIC[name])(value)
-        except ValueError:
-            raise BadInput("--synthetic", name, repr(value), "a number") from None
-    if sizes["recurrent"] not in (0, 1):
-        raise BadInput("--synthetic", "recurrent", sizes["recurrent"], "0 or 1")
-    return sizes
-
-
-def _write_random(folder: Path, sizes: dict[str, Any], args: argparse.Namespace) -> Path:
-    """Write a bundle of random weights with the four IBL behaviours; returns its path."""
-    from neds_rt.bundle import ModalityOut, Shape, random_bundle, write_bundle
-
-    modalities = [
-        ModalityOut(name="wheel", kind="continuous", n_outputs=1, unit="rad/s"),
-        ModalityOut(name="whisker", kind="continuous", n_outputs=1, unit="a.u."),
-        ModalityOut(name="choice", kind="categorical", n_outputs=2, classes=["right", "left"]),
-        ModalityOut(name="block", kind="categorical", n_outputs=3, classes=["0.2", "0.5", "0.8"]),
-    ]
-    shape = Shape(**{key: sizes[key] for key in
-                     ("hidden", "layers", "heads", "mlp", "window", "conv")},
-                  recurrent=bool(sizes["recurrent"]))
-    bundle = random_bundle(shape, sizes["units"], modalities, bin_size_s=1 / args.bins_per_second)
-    manifest = bundle.manifest
-    files = {}
-    if any(name != "native" for name in args.engine.split(",")):
-        files["model.onnx"] = _step_graph(manifest, bundle.weights)
-    path = folder / "random.neds"
-    write_bundle(
-        path, session=manifest.session, subject=manifest.subject, bin_size_s=manifest.bin_size_s,
-        shape=shape, units=manifest.units, modalities=modalities, weights=bundle.weights,
-        files=files, provenance=manifest.provenance,
-    )
-    return path
-
-
-def _step_graph(manifest: Manifest, weights: dict[str, Any]) -> bytes:
-    from neds_rt.errors import StartError
-
-    try:
-        from neds_rt.engines.onnx_graph import build_step_graph
-    except ImportError as error:
-        raise StartError("a random ONNX graph needs onnx: pip install 'neds[train]'") from error
-    return build_step_graph(manifest, weights)
+    for engine in args.engine.split(","):
+        parse_engine(engine)
 
 
 def _measure(
@@ -136,13 +83,13 @@ def _measure(
 ) -> dict[str, Any]:
     import msgspec
 
-    from neds_rt.latency.rounds import LiveBench, Plan, hot_steps
+    from neds_rt.latency.rounds import LiveBench, Plan, hot_steps, served
     from neds_rt.machine import machine_facts
 
     engines = args.engine.split(",")
     rate_hz = args.rate_hz or sizes["rate_hz"]
     plan = Plan(args.bins, args.round, 1 / args.bins_per_second, rate_hz)
-    with LiveBench(model, manifest, engines, plan) as bench:
+    with LiveBench(model, manifest, [*map(served, engines)], plan) as bench:
         report = bench.run()
     hot = hot_steps(model, engines, rate_hz, limit_s=4.0)
     for row, engine in zip(report["engines"], engines, strict=True):
@@ -170,22 +117,6 @@ def _print(args: argparse.Namespace, report: dict[str, Any]) -> None:
     if args.json:
         print(json.dumps({"command": command, "commit": commit(), **report}))
         return
-    from rich.console import Console
-    from rich.table import Table
+    from neds_rt.latency.report import print_table
 
-    from neds_rt.latency.rounds import summary_line
-
-    table = Table(title=f"{report['bins']} bins an engine at {report['bins_per_second']:g} a "
-                  f"second, {report['rounds']} interleaved rounds; milliseconds")
-    for column in ("engine", "figure", "p50", "p99", "p99.9", "max"):
-        words = column in ("engine", "figure")
-        table.add_column(column, justify="left" if words else "right", no_wrap=True)
-    table.add_row("echo", "arrival to publish", *summary_line(report, "echo_us"), style="dim")
-    for row in report["engines"]:
-        for key, label in (("arrival_to_publish_us", "arrival to publish"),
-                           ("service_us", "service"), ("step_us", "step, paced"),
-                           ("step_hot_us", "step, tight loop")):
-            name = row["engine"].rpartition(":")[2] if label == "arrival to publish" else ""
-            table.add_row(name, label, *summary_line(row, key))
-        table.add_row("", "a bin late / lost", str(row["late"]), str(row["lost"]))
-    Console().print(table)
+    print_table(report)

@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=float, default=30.0, metavar="S",
                         help="length of the play (default %(default)g)")
     parser.add_argument("--engine", default="native", metavar="E",
-                        help="engine name or module:Class (default %(default)s)")
+                        help="engine, NAME[:PRECISION] (default %(default)s)")
     parser.add_argument("--model", metavar="BUNDLE", help="a bundle of the same animal to serve "
                         "instead of the packaged one")
     parser.add_argument("--json", action="store_true",

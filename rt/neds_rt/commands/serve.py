@@ -25,13 +25,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     parser.argument_default = argparse.SUPPRESS  # what is not given comes from the file
     add("--probe", action="append", metavar="NAME=URI",
-        help="a probe's stream name and publisher, zmq+tcp://HOST:PORT or zmq+ipc://PATH; "
-             "once for each probe")
+        help="a probe's stream name and where its spikes come from: zmq+tcp://HOST:PORT, "
+             "zmq+ipc://PATH, oe://HOST:PORT (Open Ephys ZMQ Interface), oe-events://HOST:PORT "
+             "(Event Broadcaster); once for each probe")
     add("--model", metavar="BUNDLE", help="the bundle to serve, from `neds export`")
     add("--out", metavar="ENDPOINT",
         help=f"where decodes are published, tcp://HOST:PORT (port * picks one) or ipc://PATH "
              f"(default {d.out})")
-    add("--engine", metavar="NAME", help=f"native, onnx or module:Class (default {d.engine})")
+    add("--engine", metavar="NAME[:PRECISION]",
+        help="native, onnx, cuda or module:Class, and what its weights are stored in "
+             f"(default {d.engine})")
+    add("--units", metavar="FILE",
+        help="unit map of acquisition programs: tab-separated, with columns probe, channel, "
+             "cluster, stream, electrode, sorted_id (default: the number in the electrode's name "
+             "is the channel, the sorted id the cluster)")
     add("--keep-warm", choices=("auto", "on", "off"),
         help="rehearse a bin on scratch state shortly before each is due; auto measures whether "
              f"that helps (default {d.keep_warm})")
@@ -59,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
 
     from neds_rt.bundle import read_bundle
     from neds_rt.config import load_config, parse_probes
+    from neds_rt.engine_parity import precision_warning
     from neds_rt.engines import load_engine
     from neds_rt.server import Server, announce
 
@@ -70,7 +78,11 @@ def run(args: argparse.Namespace) -> int:
     config.check()
     logging.basicConfig(format="neds-rt serve: %(message)s")
     bundle = read_bundle(config.model)
-    server = Server(config, bundle, load_engine(config.engine, bundle))
+    engine = load_engine(config.engine, bundle)
+    warning = precision_warning(engine, bundle.manifest, bundle.where)
+    server = Server(config, bundle, engine)
+    if warning:
+        print(f"neds-rt serve: {warning}", file=sys.stderr)
     with _Signals(server):
         summary = server.run(announce)
     print(_text(summary))
@@ -118,6 +130,10 @@ def _text(summary: dict[str, Any]) -> str:
         "decodes by reason: " + (", ".join(f"{k} {v}" for k, v in reasons.items()) or "none"),
         "counters: " + (", ".join(f"{k} {v}" for k, v in counters.items()) or "none"),
     ]
+    for name, source in summary["sources"].items():
+        odd = {k: v for k, v in source["counters"].items() if v}
+        if odd:
+            lines.append(f"{name}: " + ", ".join(f"{k} {v}" for k, v in odd.items()))
     for name, span in summary["latency"].items():
         if span is not None:
             figures = "  ".join(f"{key} {value:9.1f}" for key, value in span.items())

@@ -17,24 +17,33 @@ ENGINES = {
     "native": "neds_rt.engines.native:NativeEngine",
     "onnx": "neds_rt.engines.onnx:OnnxEngine",
     "cuda": "neds_rt.engines.cuda:CudaEngine",
+    "tensorrt": "neds_rt.engines.tensorrt:TensorRTEngine",
+    "tensorrt_rtx": "neds_rt.engines.tensorrt:RtxEngine",
 }
 
-
-ENGINE_PARTS = ("name", "precision", "n_units", "n_outputs", "reset", "step", "skip", "warm")
+ENGINE_PARTS = (
+    "name", "precisions", "precision", "n_units", "n_outputs", "reset", "step", "skip", "warm",
+)
 
 
 class Engine(Protocol):
     """One streaming step: counts of one bin in, model outputs out, state kept inside.
 
-    Constructed as `EngineClass(bundle)`. Nothing is allocated in `step` after construction where
-    the implementation allows it. Outputs are laid out as `Manifest.modalities` lists them:
-    continuous in behaviour units, circular as (cos, sin), categorical as probabilities.
+    Constructed as `EngineClass(bundle, precision=...)`: one of the class's `precisions`, what its
+    weights are stored in; the first is its default. Nothing is allocated in `step` after
+    construction where the implementation allows it. Outputs are laid out as `Manifest.modalities`
+    lists them: continuous in behaviour units, circular as (cos, sin), categorical as probabilities.
     """
 
     name: str
     precision: str
     n_units: int
     n_outputs: int
+
+    @property
+    def precisions(self) -> tuple[str, ...]:
+        """All that the class has: a class attribute, known before anything is built."""
+        ...
 
     def reset(self) -> None:
         """Forget all bins: the next step is bin 0 of a new stream."""
@@ -57,30 +66,68 @@ class Engine(Protocol):
         """Run a step on scratch state, leaving the stream's state as it is."""
 
 
-def load_engine(name: str, bundle: Bundle) -> Engine:
-    """Build the engine `name`, a key of `ENGINES` or `"package.module:Class"`.
+# Ways to write a precision, and the one that each stands for.
+SPELLINGS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
-    Raises `BadInput` for a name that is neither and `StartError` when the engine cannot be built,
-    for example because a package it needs is not installed.
+
+def parse_engine(text: str) -> tuple[str, str]:
+    """Split `NAME[:PRECISION]` or `package.module:Class[:PRECISION]` into name and precision.
+
+    The precision is "" where the text has none. Raises `BadInput` for a name that is neither a key
+    of `ENGINES` nor an import string, and for an empty precision.
     """
+    name, colon, rest = text.partition(":")
+    if name not in ENGINES:
+        attribute, colon, rest = rest.partition(":")
+        if not (name and attribute):
+            expected = f"one of {', '.join(ENGINES)} or module:Class"
+            raise BadInput("--engine", "name", repr(text), expected)
+        name = f"{name}:{attribute}"
+    if colon and not rest:
+        raise BadInput("--engine", "precision", repr(text), "one after the last colon")
+    return name, rest
+
+
+def load_engine(text: str, bundle: Bundle) -> Engine:
+    """Build the engine that `text` names, see `parse_engine`; without a precision its first one.
+
+    Raises `BadInput` for a name that cannot be imported or a precision that the engine has not, and
+    `StartError` when the engine cannot be built, for example because a package it needs is not
+    installed.
+    """
+    name, wanted = parse_engine(text)
     target = ENGINES.get(name, name)
     module, _, attribute = target.partition(":")
-    if not attribute:
-        expected = f"one of {', '.join(ENGINES)} or module:Class"
-        raise BadInput("--engine", "name", repr(name), expected)
     try:
         factory: Any = getattr(importlib.import_module(module), attribute)
     except Exception as error:  # importing a module may raise anything
         raise BadInput("--engine", "name", repr(name), f"an importable engine ({error})") from error
+    _require(target, factory, ("precisions",))
+    precision = _choose_precision(name, wanted, factory.precisions)
     try:
-        engine = factory(bundle)
+        engine = factory(bundle, precision=precision)
     except NedsError:
         raise
     except Exception as error:
         text = f"engine {name} cannot be built: {type(error).__name__}: {error}"
         raise StartError(" ".join(text.split())) from error
-    missing = [part for part in ENGINE_PARTS if not hasattr(engine, part)]
+    _require(target, engine, ENGINE_PARTS)
+    return cast(Engine, engine)
+
+
+def _choose_precision(name: str, wanted: str, precisions: tuple[str, ...]) -> str:
+    """The engine's own word for the wanted precision, or the first that it has."""
+    if not wanted:
+        return precisions[0]
+    for precision in precisions:
+        if SPELLINGS.get(precision, precision) == SPELLINGS.get(wanted, wanted):
+            return precision
+    expected = f"one of {', '.join(precisions)}"
+    raise BadInput("--engine", f"{name} precision", repr(wanted), expected)
+
+
+def _require(target: str, thing: object, parts: tuple[str, ...]) -> None:
+    missing = [part for part in parts if not hasattr(thing, part)]
     if missing:
         expected = f"the attributes {', '.join(ENGINE_PARTS)}"
         raise BadInput("--engine", target, f"no {', '.join(missing)}", expected)
-    return cast(Engine, engine)

@@ -8,7 +8,6 @@ that both sides see, so a step is one launch and one wait. On GPUs with thread b
 from __future__ import annotations
 
 import importlib
-import os
 from typing import Any
 
 import numpy as np
@@ -16,9 +15,6 @@ from numpy.typing import NDArray
 
 from neds_rt.bundle import Bundle
 from neds_rt.errors import BadInput, StartError
-
-PRECISION_VARIABLE = "NEDS_CUDA_PRECISION"
-PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 def cuda_module() -> Any:
@@ -61,21 +57,17 @@ def build_cuda_step(bundle: Bundle, **options: Any) -> Any:
 class CudaEngine:
     """The GPU step behind the `Engine` protocol.
 
-    The matrices' precision is float32, or what the environment variable `NEDS_CUDA_PRECISION`
-    says (`bfloat16`, `float16`); all arithmetic is float32. A step that fails, or is not done
-    within two seconds, raises `RuntimeError`, which the server treats as a failed engine.
+    `precision` is that of the matrices; all arithmetic is float32. A step that fails, or is not
+    done within two seconds, raises `RuntimeError`, which the server treats as a failed engine.
+    `options` are those of `build_cuda_step`.
     """
 
     name = "cuda"
+    precisions = ("float32", "bfloat16", "float16")
 
-    def __init__(self, bundle: Bundle, **options: Any) -> None:
-        precision = os.environ.get(PRECISION_VARIABLE, "") or "float32"
-        if precision not in PRECISIONS:
-            expected = f"one of {', '.join(PRECISIONS)}"
-            raise BadInput("environment", PRECISION_VARIABLE, repr(precision), expected)
-        options = {"precision": precision, **options}
-        self.precision = str(options["precision"])
-        self.core = build_cuda_step(bundle, **options)
+    def __init__(self, bundle: Bundle, precision: str = "float32", **options: Any) -> None:
+        self.precision = precision
+        self.core = build_cuda_step(bundle, precision=precision, **options)
         self.n_units = int(self.core.n_units)
         self.n_outputs = int(self.core.n_outputs)
         self._outputs: NDArray[np.float32] = self.core.outputs

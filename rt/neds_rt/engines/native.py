@@ -1,4 +1,4 @@
-"""Engine `native`: the streaming step in C++, float32, for the best instruction set of this CPU."""
+"""Engine `native`: the streaming step in C++, for the best instruction set of this CPU."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from neds_rt.errors import BadInput
 ISA_VARIABLE = "NEDS_ISA"
 
 
-def build_step_engine(bundle: Bundle, isa: str = "") -> _core.StepEngine:
+def build_step_engine(
+    bundle: Bundle, precision: str = "float32", isa: str = ""
+) -> _core.StepEngine:
     """Return the C++ engine of `bundle`; `isa` is one of `_core.supported_isas()` or the best.
 
-    Raises `ValueError` when the bundle's sizes, its tensors or `isa` do not fit.
+    Raises `ValueError` when the bundle's sizes, its tensors, `precision` or `isa` do not fit.
     """
     shape = bundle.manifest.shape
     return _core.StepEngine(
@@ -32,6 +34,7 @@ def build_step_engine(bundle: Bundle, isa: str = "") -> _core.StepEngine:
         rope_base=shape.rope_base,
         modalities=[(m.n_outputs, m.kind == "categorical") for m in bundle.manifest.modalities],
         weights=bundle.weights,
+        precision=precision,
         isa=isa,
     )
 
@@ -39,20 +42,23 @@ def build_step_engine(bundle: Bundle, isa: str = "") -> _core.StepEngine:
 class NativeEngine:
     """The C++ engine behind the `Engine` protocol.
 
-    The instruction set is the best that the CPU has; the environment variable `NEDS_ISA` names
-    another one (`baseline`, `avx2`, `avx512`). Raises `BadInput` for one that is not there.
+    Its memory traffic is its cost, so bf16 and int8 weights are faster; README.md says what is
+    stored how. The instruction set is the best that the CPU has; the environment variable
+    `NEDS_ISA` names another one (`baseline`, `avx2`, `avx512`, `avx512vnni`). Raises `BadInput` for
+    one that is not there.
     """
 
     name = "native"
-    precision = "float32"
+    precisions = ("float32", "bf16", "int8")
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, precision: str = "float32") -> None:
+        self.precision = precision
         isa = os.environ.get(ISA_VARIABLE, "")
         supported = _core.supported_isas()
         if isa and isa not in supported:
             raise BadInput("environment", ISA_VARIABLE, repr(isa), f"one of {', '.join(supported)}")
         try:
-            self.core = build_step_engine(bundle, isa)
+            self.core = build_step_engine(bundle, precision, isa)
         except ValueError as error:
             raise BadInput(bundle.where, "model", error, "sizes and tensors that fit") from None
         self.isa = self.core.isa

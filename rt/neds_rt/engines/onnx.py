@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from neds_rt.bundle import Bundle
 from neds_rt.engines.lost_bins import LostBins
-from neds_rt.engines.onnx_graph import MASKED, build_step_graph
+from neds_rt.engines.onnx_graph import build_step_graph
+from neds_rt.engines.step_inputs import StepInputs
 from neds_rt.errors import BadInput
 
 
@@ -23,22 +24,15 @@ class OnnxEngine:
     """
 
     name = "onnx"
-    precision = "float32"
+    precisions = ("float32",)
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, precision: str = "float32") -> None:
+        self.precision = precision
         manifest, shape = bundle.manifest, bundle.manifest.shape
         self.n_units = len(manifest.units)
         self.n_outputs = sum(modality.n_outputs for modality in manifest.modalities)
-        self._window = shape.window
-        self._position = 0
         heads, d = shape.heads, shape.hidden // shape.heads
-        self._frequencies = shape.rope_base ** (-np.arange(d // 2) / (d / 2))
-        self._angle = np.zeros(d // 2)
-        self._counts = np.zeros(self.n_units, np.float32)
-        self._cos = np.ones(d // 2, np.float32)
-        self._sin = np.zeros(d // 2, np.float32)
-        self._live = np.ones(1, np.float32)
-        self._slot_bias = np.full(shape.window, MASKED, np.float32)
+        self._inputs = StepInputs(manifest)
         self._keys = np.zeros((shape.layers, heads, d, shape.window), np.float32)
         self._values = np.zeros((shape.layers, heads, shape.window, d), np.float32)
         self._embeddings = np.zeros((max(shape.conv - 1, 0), shape.hidden), np.float32)
@@ -60,8 +54,7 @@ class OnnxEngine:
 
     def reset(self) -> None:
         """Forget all bins: the next step is bin 0 of a new stream."""
-        self._position = 0
-        self._slot_bias.fill(MASKED)
+        self._inputs.reset()
         self._embeddings.fill(0.0)
         self._memory.fill(0.0)
         self._outputs.fill(0.0)
@@ -71,45 +64,24 @@ class OnnxEngine:
 
         Raises `ValueError` for counts of another length.
         """
-        if counts.shape != self._counts.shape:
-            raise ValueError(f"counts: found shape {counts.shape}, expected ({self.n_units},)")
-        if present:
-            self._counts[:] = counts
-        else:
-            self._counts.fill(0.0)
-        slot = self._position % self._window
-        self._live[0] = present
-        self._slot_bias[slot] = MASKED
-        self._set_phases()
+        slot = self._inputs.begin(counts, present)
         self._session.run_with_iobinding(self._binding, self._options)
         if present:
             self._keys[:, :, :, slot] = self._new_key
             self._values[:, :, slot, :] = self._new_value
-            self._slot_bias[slot] = 0.0
         self._take_over()
-        self._position += 1
+        self._inputs.end(slot, present)
         return self._outputs
 
     def skip(self, n_bins: int) -> None:
         """Advance by `n_bins` lost bins without computing outputs."""
-        if n_bins < 0:
-            raise ValueError(f"n_bins: found {n_bins}, expected at least 0")
-        slots = (self._position + np.arange(min(n_bins, self._window))) % self._window
-        self._slot_bias[slots] = MASKED
+        self._inputs.skip(n_bins)
         self._lost_bins.advance(self._embeddings, self._memory, n_bins)
-        self._position += n_bins
 
     def warm(self) -> None:
         """Run a step whose result is dropped; later outputs are as if it had not been called."""
-        self._counts.fill(1.0)
-        self._live[0] = 1.0
-        self._set_phases()
+        self._inputs.rehearse()
         self._session.run_with_iobinding(self._dry_binding, self._options)
-
-    def _set_phases(self) -> None:
-        np.multiply(self._frequencies, self._position, out=self._angle)
-        np.cos(self._angle, out=self._cos, casting="same_kind")
-        np.sin(self._angle, out=self._sin, casting="same_kind")
 
     def _take_over(self) -> None:
         """Make what the stem computed for this bin its state for the next."""
@@ -119,10 +91,7 @@ class OnnxEngine:
         self._memory[:] = self._new_memory
 
     def _input_arrays(self, n_layers: int) -> dict[str, NDArray[np.float32]]:
-        arrays: dict[str, NDArray[np.float32]] = {
-            "counts": self._counts, "cos": self._cos, "sin": self._sin, "live": self._live,
-            "slot_bias": self._slot_bias,
-        }
+        arrays = dict(self._inputs.arrays)
         if len(self._embeddings):
             arrays["embeddings"] = self._embeddings
         if len(self._memory):

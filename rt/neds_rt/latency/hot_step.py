@@ -8,43 +8,29 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import time
 
 import numpy as np
 
 from neds_rt.bundle import Bundle, read_bundle
 from neds_rt.engines import load_engine
+from neds_rt.latency.steps import fill_window, make_rows, tight_us
 from neds_rt.stats import percentiles
-
-POOL = 64
 
 
 def hot_step_us(
     bundle: Bundle, engine_name: str, rate_hz: float, limit_s: float
 ) -> dict[str, float] | None:
     """Return percentiles over at most 5,000 steps, fewer when `limit_s` seconds are over."""
-    engine = load_engine(engine_name, bundle)
-    manifest = bundle.manifest
-    rng = np.random.default_rng(0)
-    counts = rng.poisson(rate_hz * manifest.bin_size_s, (POOL, len(manifest.units)))
-    rows = list(counts.astype(np.uint16))
-    for i in range(manifest.shape.window):
-        engine.step(rows[i % POOL])
-    took: list[int] = []
-    end = time.monotonic() + limit_s
-    while len(took) < 5000 and time.monotonic() < end:
-        row = rows[len(took) % POOL]
-        start = time.perf_counter_ns()
-        engine.step(row)
-        took.append(time.perf_counter_ns() - start)
-    return percentiles(np.array(took) / 1e3)
+    engine, rows = load_engine(engine_name, bundle), make_rows(bundle, rate_hz)
+    fill_window(engine, bundle, rows)
+    return percentiles(np.array(tight_us(engine, rows, 5000, limit_s)))
 
 
 def main() -> int:
     """Entry point of the process."""
     parser = argparse.ArgumentParser(description="Time an engine's step in a tight loop.")
     parser.add_argument("--model", required=True, help="bundle")
-    parser.add_argument("--engine", required=True, help="engine name or module:Class")
+    parser.add_argument("--engine", required=True, help="NAME[:PRECISION]")
     parser.add_argument("--rate-hz", type=float, default=10.0, help="mean rate of a unit")
     parser.add_argument("--limit-s", type=float, default=5.0, help="longest time to measure")
     args = parser.parse_args()

@@ -9,8 +9,9 @@ counted from the time a frame was *due*, so a late sender or a stalled server ca
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ import zmq
 from neds_rt.binning import bin_edges
 from neds_rt.bundle import Manifest
 from neds_rt.children import Child
+from neds_rt.engines import parse_engine
 from neds_rt.errors import BadInput, StartError
-from neds_rt.stats import percentiles
+from neds_rt.latency.report import Seen, echo_row, engine_row, values_of
+from neds_rt.machine import cpu_seconds
 from neds_rt.subscribe import subscribe
 
 FS = 30_000.0
@@ -54,34 +57,53 @@ class Plan:
     rate_hz: float  # mean rate of a unit
 
 
+@dataclass(frozen=True)
+class Contender:
+    """A server to measure: `python -m MODULE ARGUMENTS`, then its probe, model and output.
+
+    It takes `--probe NAME=URI --model BUNDLE --out ENDPOINT --json`, prints a line that begins with
+    `ready ENDPOINT` once it serves, and ends at SIGINT with a JSON object that has `precision` and
+    `latency.step_us`, as `neds-rt serve` does.
+    """
+
+    name: str  # of its own among those of a run
+    module: str
+    arguments: tuple[str, ...] = ()
+    engine: str = ""  # of `neds-rt serve`, without its precision
+
+
+def served(engine: str) -> Contender:
+    """`neds-rt serve` with an engine; between its rounds it is to be quiet, never stale."""
+    arguments = ("serve", "--engine", engine, "--stale-after", "86400")
+    return Contender(engine, "neds_rt", arguments, parse_engine(engine)[0])
+
+
 @dataclass
 class Target:
     """A server under test and what was seen of it."""
 
-    name: str
     index: int  # which of the sender's sockets it listens to
     child: Child
     socket: zmq.Socket[bytes]
-    arrival_us: list[float] = field(default_factory=list)
-    service_us: list[float] = field(default_factory=list)
-    late: int = 0
-    lost: int = 0
+    seen: Seen
     message_bytes: int = 0
 
     @property
-    def is_echo(self) -> bool:
-        """Whether this is the floor and not an engine."""
-        return self.index == 0
+    def name(self) -> str:
+        """What the contender is called."""
+        return self.seen.name
 
 
 class LiveBench:
-    """Starts sender, echo and one server an engine; `run` returns the figures.
+    """Starts sender, echo and one server a contender; `run` returns the figures.
 
     `model` is the path of a bundle, `manifest` its manifest. Raises `BadInput` for a bundle of
     several probes, `StartError` when a process does not come up, with what it said.
     """
 
-    def __init__(self, model: Path, manifest: Manifest, engines: list[str], plan: Plan) -> None:
+    def __init__(
+        self, model: Path, manifest: Manifest, contenders: Sequence[Contender], plan: Plan
+    ) -> None:
         probes = sorted({unit.probe for unit in manifest.units})
         if len(probes) > 1:
             raise BadInput(model, "probes", ", ".join(probes), "one: a frame closes a bin here")
@@ -92,7 +114,7 @@ class LiveBench:
         self._context = zmq.Context()
         self._stack.callback(self._context.destroy, linger=0)
         try:
-            self._start(model, engines)
+            self._start(model, contenders)
         except BaseException:
             self._stack.close()
             raise
@@ -116,32 +138,31 @@ class LiveBench:
                 self._round(target, min(self.plan.per_round, left))
         return self._report(size, rounds)
 
-    def _start(self, model: Path, engines: list[str]) -> None:
+    def _start(self, model: Path, contenders: Sequence[Contender]) -> None:
         probe = self.manifest.units[0].probe
         self.sender = self._child(
-            "sender", "neds_rt.latency.sender", "--targets", str(len(engines) + 1),
+            "sender", "neds_rt.latency.sender", "--targets", str(len(contenders) + 1),
             "--units", str(len(self.manifest.units)), "--stream", probe, "--fs", str(FS),
             "--bin-size", repr(self.manifest.bin_size_s), "--rate-hz", str(self.plan.rate_hz),
         )
         self.uris: list[str] = self.sender.json(START_S)["uris"]
         self.targets: list[Target] = []
-        for index, engine in enumerate(engines, start=1):
-            uri = self.uris[index]
+        for index, contender in enumerate(contenders, start=1):
             child = self._child(
-                f"server of engine {engine}", "neds_rt", "serve", "--probe", f"{probe}={uri}",
-                "--model", str(model), "--engine", engine, "--out", "tcp://127.0.0.1:*", "--json",
-                "--stale-after", "86400",  # between its rounds a server is to be quiet
+                f"server of {contender.name}", contender.module, *contender.arguments,
+                "--probe", f"{probe}={self.uris[index]}", "--model", str(model),
+                "--out", "tcp://127.0.0.1:*", "--json",
             )
-            out = child.ready(START_S)
-            socket = subscribe(self._context, out, START_S)
-            self.targets.append(Target(engine, index, child, socket))
+            socket = subscribe(self._context, child.ready(START_S), START_S)
+            seen = Seen(contender.name, contender.engine)
+            self.targets.append(Target(index, child, socket, seen))
 
     def _start_echo(self, reply_bytes: int) -> None:
         child = self._child(
             ECHO, "neds_rt.latency.echo", "--probe", self.uris[0], "--reply-bytes", str(reply_bytes)
         )
         socket = subscribe(self._context, child.json(START_S)["out"], START_S)
-        self.targets.insert(0, Target(ECHO, 0, child, socket))
+        self.targets.insert(0, Target(0, child, socket, Seen(ECHO)))
 
     def _child(self, name: str, module: str, *arguments: str) -> Child:
         return self._stack.enter_context(Child(name, module, *arguments))
@@ -153,10 +174,19 @@ class LiveBench:
         if len(messages) < n:
             raise StartError(f"{target.name}: answered {len(messages)} of the first {n} bins")
         target.message_bytes = len(messages[-1][0])
+        # The last bin that a window recomputed from nothing and a stream have in common.
+        at = self.manifest.shape.window - 1
+        target.seen.full_window = next(values_of(raw) for raw, _ in messages
+                                       if Reply.of(raw).bin == at)
 
     def _round(self, target: Target, bins: int) -> None:
-        speed = self.speed
+        speed, seen = self.speed, target.seen
+        before = cpu_seconds(target.child.pid)
         first, start_ns, messages = self._send(target, bins + SETTLE, speed)
+        after = cpu_seconds(target.child.pid)
+        if before is not None and after is not None:
+            seen.cpu_s += after - before
+            seen.cpu_bins += bins + SETTLE
         width = (FS, self.manifest.bin_size_s)
         counted = np.arange(first + SETTLE, first + SETTLE + bins)
         samples = bin_edges(counted + 1, *width) - bin_edges(first, *width)
@@ -167,11 +197,10 @@ class LiveBench:
             bin_due_ns = due_ns.pop(message.bin, None)
             if bin_due_ns is None:
                 continue
-            target.arrival_us.append((arrival_ns - bin_due_ns) / 1e3)
-            target.late += target.arrival_us[-1] > self.plan.period_s * 1e6
-            if not target.is_echo:
-                target.service_us.append(message.service_us)
-        target.lost += len(due_ns)
+            seen.arrival_us.append((arrival_ns - bin_due_ns) / 1e3)
+            seen.service_us.append(message.service_us)
+            seen.late += seen.arrival_us[-1] > self.plan.period_s * 1e6
+        seen.lost += len(due_ns)
 
     def _send(
         self, target: Target, bins: int, speed: float
@@ -199,23 +228,14 @@ class LiveBench:
         echo, *engines = self.targets
         rows = []
         for target in engines:
-            stats = target.child.stop()
-            if stats is None:
+            summary = target.child.stop()
+            if summary is None:
                 raise StartError(f"{target.name}: the server ended without its summary")
-            rows.append({
-                "engine": target.name,
-                "precision": stats["precision"],
-                "step_us": stats["latency"]["step_us"],
-                "service_us": percentiles(np.array(target.service_us)),
-                "arrival_to_publish_us": percentiles(np.array(target.arrival_us)),
-                "keep_warm": stats["keep_warm"],
-                "late": target.late,
-                "lost": target.lost,
-            })
+            rows.append(engine_row(target.seen, summary, echo.seen, engines[0].seen))
         return {
             "engines": rows,
-            "echo_us": percentiles(np.array(echo.arrival_us)),
-            "missed": sum(t.late + t.lost for t in engines),
+            **echo_row(echo.seen),
+            "missed": sum(t.seen.late + t.seen.lost for t in engines),
             "rounds": rounds,
             "message_bytes": size,
         }
@@ -234,9 +254,3 @@ def hot_steps(
         ) as child:
             found[engine] = child.json(START_S + limit_s)
     return found
-
-
-def summary_line(row: dict[str, Any], key: str) -> list[str]:
-    """Return p50, p99, p99.9 and max of one figure in milliseconds, as text."""
-    values = row.get(key)
-    return [f"{values[k] / 1e3:.3f}" for k in ("p50", "p99", "p999", "max")] if values else ["–"]

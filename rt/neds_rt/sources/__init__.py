@@ -3,46 +3,79 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from neds_rt.errors import BadInput
 
 if TYPE_CHECKING:
     from neds_rt.sources.frame import Frame
+    from neds_rt.sources.units import UnitMap
 
 SOURCES = {
     "zmq+tcp": "neds_rt.sources.zmq:ZmqSource",
     "zmq+ipc": "neds_rt.sources.zmq:ZmqSource",
+    "oe": "neds_rt.sources.openephys:OpenEphysSource",
+    "oe-events": "neds_rt.sources.oebroadcast:BroadcastSource",
+    "spikeglx": "neds_rt.sources.spikeglx:SpikeGlxSource",
+    "trodes": "neds_rt.sources.trodes:TrodesSource",
 }
+NATIVE = ("zmq+tcp", "zmq+ipc")  # frames name their stream: several probes may come over one URI
 
 
 class Source(Protocol):
     """Something the server can wait for and take spike frames from.
 
-    Constructed as `SourceClass(name, uri, insecure=bool)`, which connects or raises `BadInput`.
+    Constructed as `SourceClass(name, uri, insecure=bool, units=UnitMap)`, which connects or raises
+    `BadInput`. `name` is the stream's. The thread that serves calls `receive`; `tend` is called
+    from another one, so the two share nothing but `counters` and plain attributes.
     """
 
     name: str
     uri: str
+    # What went in and what went wrong, by kind; all kinds are there from the start.
+    counters: Mapping[str, int]
+    # What to log when a counter first moves; kinds that are not here are part of normal work.
+    messages: Mapping[str, str]
 
     @property
     def pollable(self) -> Any:
         """What `zmq.Poller.register` takes: a ZeroMQ socket, or a file descriptor."""
 
     def receive(self, frame: Frame) -> bool:
-        """Put one waiting frame into `frame` without blocking; False when none waits."""
+        """Put one waiting frame into `frame` without blocking; False when none waits.
+
+        A source that collects many messages to a frame takes a bounded number of them a call.
+        """
+        ...
+
+    def tend(self) -> str:
+        """Do what is due beside the hot path; return the state of the connection in words.
+
+        Called about four times a second; a state that differs from the last one is logged.
+        """
+        ...
+
+    def report(self) -> dict[str, Any]:
+        """Return what a summary should say beside the counters, JSON-ready."""
         ...
 
     def close(self) -> None:
         """Disconnect."""
 
 
-def open_source(name: str, uri: str, *, insecure: bool = False) -> Source:
+def open_source(name: str, uri: str, *, units: UnitMap, insecure: bool = False) -> Source:
     """Connect to a source by URI. Raises `BadInput` for an unknown scheme or a bad address."""
+    scheme = scheme_of(name, uri)
+    module, _, attribute = SOURCES[scheme].partition(":")
+    factory: Any = getattr(importlib.import_module(module), attribute)
+    return cast(Source, factory(name, uri, insecure=insecure, units=units))
+
+
+def scheme_of(name: str, uri: str) -> str:
+    """Return the URI's scheme; raises `BadInput` for one that no source has."""
     scheme, colon, _ = uri.partition(":")
     if not colon or scheme not in SOURCES:
         expected = f"one of {', '.join(f'{known}://' for known in SOURCES)}"
         raise BadInput(f"--probe {name}", "URI scheme", repr(uri), expected)
-    module, _, attribute = SOURCES[scheme].partition(":")
-    factory: Any = getattr(importlib.import_module(module), attribute)
-    return cast(Source, factory(name, uri, insecure=insecure))
+    return scheme

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
 import zmq
 
 from neds_rt.endpoints import endpoint_of
 from neds_rt.errors import BadInput
 from neds_rt.sources.frame import Frame
+
+if TYPE_CHECKING:
+    from neds_rt.sources.units import UnitMap
 
 # Frames waiting in the server. Beyond that TCP pushes back on the publisher, which decides what
 # happens: an XPUB with XPUB_NODROP waits, and nothing is lost; memory stays bounded either way.
@@ -16,9 +22,17 @@ MAX_PART_BYTES = 64 << 20
 
 
 class ZmqSource:
-    """Spike frames of the native wire format from `zmq+tcp://HOST:PORT` or `zmq+ipc://PATH`."""
+    """Spike frames of the native wire format from `zmq+tcp://HOST:PORT` or `zmq+ipc://PATH`.
 
-    def __init__(self, name: str, uri: str, *, insecure: bool = False) -> None:
+    Units come numbered in the bundle's order, and all counting is the assembler's.
+    """
+
+    counters: Mapping[str, int] = {}
+    messages: Mapping[str, str] = {}
+
+    def __init__(
+        self, name: str, uri: str, *, insecure: bool = False, units: UnitMap | None = None
+    ) -> None:
         self.name, self.uri = name, uri
         endpoint = endpoint_of(f"--probe {name}", uri, insecure=insecure)
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
@@ -56,6 +70,14 @@ class ZmqSource:
             if frame.parts == 2:
                 frame.payload = part
         return True
+
+    def tend(self) -> str:
+        """Nothing is due: ZeroMQ connects and reconnects by itself."""
+        return ""
+
+    def report(self) -> dict[str, Any]:
+        """Nothing to add to the counters."""
+        return {}
 
     def close(self) -> None:
         """Close the socket."""

@@ -181,9 +181,8 @@ Layout::Layout(const StepShape& shape, const std::vector<ModalityShape>& modalit
   lay_out_shared(p, spread);
   const std::size_t fixed = static_cast<std::size_t>(p.s_stage) * sizeof(float);
   if (fixed > spread.shared)
-    throw std::invalid_argument("model: found activations of " + std::to_string(fixed) +
-                                " bytes, expected at most the GPU's " +
-                                std::to_string(spread.shared) + " of shared memory");
+    throw std::invalid_argument("activations of " + std::to_string(fixed) + " bytes, of which a "
+                                "block holds " + std::to_string(spread.shared));
 
   const auto size = [](int n) { return static_cast<std::size_t>(n); };
   const auto tensor = [&](const std::string& name, const std::vector<std::size_t>& sizes) {

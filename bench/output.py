@@ -1,0 +1,43 @@
+"""How every measurement ends: a table for people, one JSON object, written whole or not at all."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from neds_rt.errors import BadInput
+from neds_rt.machine import commit, machine_facts
+
+
+def write_json(path: str | Path, result: dict[str, Any]) -> None:
+    """Write `result` so that a reader never finds a part of it. Raises `BadInput`."""
+    path = Path(path)
+    staged = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        staged.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        staged.replace(path)
+    except OSError as error:
+        raise BadInput(path, "output", error.strerror, "a file to write") from error
+
+
+def finish(
+    name: str, args: argparse.Namespace, report: dict[str, Any],
+    print_table: Callable[[dict[str, Any]], None],
+) -> None:
+    """Print `report`, as JSON if `args.json`, and write it to `args.out` if there is one.
+
+    Adds the command `python bench/NAME.py`, the commit and the machine. Raises as `write_json`.
+    """
+    command = " ".join([f"python bench/{name}.py", *sys.argv[1:]])
+    whole = {"command": command, "commit": commit(), **report, "machine": machine_facts()}
+    if args.out:
+        write_json(args.out, whole)
+    if args.json:
+        print(json.dumps(whole))
+    else:
+        print_table(whole)

@@ -1,0 +1,84 @@
+"""IBL sessions by their ids, through the ONE-api: find them in its cache, or fetch what is read.
+
+`mode=local` uses the tables in `cache` (sessions.pqt, datasets.pqt) and no network. Otherwise the
+database at `host` is asked and files that are not in the cache are fetched into it.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from neds.data.alf import NAME, wanted
+from neds.data.reader import needed
+from neds_rt.errors import BadInput, StartError
+
+if TYPE_CHECKING:
+    from neds.data.ibl import IblOptions
+
+PAPER_TEST = Path(__file__).parent / "lists" / "neds_test_eids.txt"
+"""The ten sessions that the NEDS paper holds out."""
+
+PASSWORD = "international"  # the public account of the open database
+
+
+@lru_cache(maxsize=4)
+def connection(mode: str, cache: str, host: str) -> Any:
+    """ONE in its mode. Raises `BadInput` without the package or cache tables, `StartError` where
+    the database does not answer."""
+    api = needed("one.api", "ibl", "ibl reader")
+    if mode not in ("local", "remote"):
+        raise BadInput("ibl reader", "mode", repr(mode), "local or remote")
+    try:
+        if mode == "local":
+            if not cache or not (Path(cache) / "sessions.pqt").is_file():
+                raise BadInput(cache or "ibl reader", "cache", "no tables sessions.pqt, "
+                               "datasets.pqt", "cache=FOLDER that ONE has filled, or that "
+                               "one.alf.cache.make_parquet_db(FOLDER) has listed")
+            return api.One(cache_dir=cache, mode="local")
+        return api.ONE(base_url=host, password=PASSWORD, silent=True, mode="remote",
+                       **({"cache_dir": cache} if cache else {}))
+    except BadInput:
+        raise
+    except Exception as error:  # requests, ONE and pyarrow raise classes of their own
+        raise StartError(
+            f"ibl reader: {host} is needed and does not answer ({type(error).__name__}); "
+            "sessions that are here already: --set mode=local cache=FOLDER, or a session's folder "
+            "in place of its id") from error
+
+
+def session_folder(source: str, options: IblOptions) -> Path:
+    """The folder of a source, fetched if it is the id of a session that is not here.
+
+    Raises `BadInput` for an id that the database or cache does not know.
+    """
+    if Path(source).is_dir():
+        return Path(source)
+    one = connection(options.mode, options.cache, options.host)
+    try:
+        folder = one.eid2path(source)
+        if folder is None:
+            raise BadInput(source, "session", "unknown id", "a folder in ALF, or an id that "
+                           f"{options.cache or options.host} knows")
+        if options.mode == "remote":
+            _fetch(one, source)
+    except BadInput:
+        raise
+    except Exception as error:
+        raise BadInput(source, "session", f"{type(error).__name__}: {error}",
+                       f"an id, or an answer of {options.host}") from error
+    return Path(folder)
+
+
+def _fetch(one: Any, eid: str) -> None:
+    """Fetch the files of a session that are read and not in the cache yet."""
+    names = []
+    for name in one.list_datasets(eid):
+        match = NAME.fullmatch(Path(str(name)).name)
+        if match is not None and wanted(match):
+            names.append(str(name))
+    paths = [Path(name) for name in names]
+    one.load_datasets(eid, [path.name for path in paths],
+                      collections=[str(path.parent) for path in paths], download_only=True,
+                      assert_present=False)

@@ -1,0 +1,1 @@
+"""Recording what sources deliver: appended to a spool as it comes, then made a session file."""

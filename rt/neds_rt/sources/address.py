@@ -1,0 +1,54 @@
+"""Addresses of foreign programs: `SCHEME://HOST[:PORT][?option=value&...]`, options as a struct."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, TypeVar
+from urllib.parse import parse_qsl, urlsplit
+
+import msgspec
+
+from neds_rt.endpoints import check_endpoint
+from neds_rt.errors import BadInput
+
+Options = TypeVar("Options", bound=msgspec.Struct)
+
+
+class Address(NamedTuple):
+    """Where a program listens."""
+
+    host: str
+    port: int
+
+    @property
+    def endpoint(self) -> str:
+        """The address as ZeroMQ writes it."""
+        return f"tcp://{self.host}:{self.port}"
+
+
+def parse_address(
+    where: str, uri: str, default_port: int, options: type[Options], *, insecure: bool = False
+) -> tuple[Address, Options]:
+    """Return address and options of a URI; values are text that is converted to the field's type.
+
+    Raises `BadInput` for anything malformed, an option that `options` has no field for, and an
+    address on another machine without `insecure`.
+    """
+    try:
+        parts = urlsplit(uri)
+        host, port = parts.hostname, parts.port
+        pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
+    except ValueError as error:
+        raise BadInput(where, "URI", f"{uri} ({error})", "SCHEME://HOST:PORT?...") from None
+    if not host or parts.path not in ("", "/") or parts.fragment or port == 0:
+        raise BadInput(where, "URI", repr(uri), f"{parts.scheme}://HOST:PORT")
+    address = Address(f"[{host}]" if ":" in host else host, default_port if port is None else port)
+    check_endpoint(where, address.endpoint, insecure=insecure)
+    given = dict(pairs)
+    known = [field.encode_name for field in msgspec.structs.fields(options)]
+    for name in given:
+        if name not in known or len(given) < len(pairs):
+            raise BadInput(where, "URI option", repr(name), f"each once, of {', '.join(known)}")
+    try:
+        return address, msgspec.convert(given, options, strict=False)
+    except msgspec.ValidationError as error:
+        raise BadInput(where, "URI option", error, f"a valid {parts.scheme} option") from None

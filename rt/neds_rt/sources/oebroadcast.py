@@ -1,0 +1,248 @@
+"""Open Ephys, plugin Event Broadcaster: spikes of all streams, as JSON or raw binary.
+
+    oe-events://HOST[:5557][?stream=NAME&hold_ms=50&rate=30000]
+
+Two ZeroMQ parts, `[u2 kind][body]`, kind 0 for TTL and 1 for a spike; the body says itself whether
+it is JSON or binary. There is no message number, so lost messages cannot be noticed, only lost
+connections, and nothing says what is complete: the watermark stays `hold_ms` behind the newest
+spike, which has to cover a block of the GUI and the 100 samples that come with the next one.
+Prefer ZMQ Interface (`oe://`).
+
+Binary spikes have numbers for names: stream id, and the electrode's index in its stream. They do
+not tell the sampling rate, which `rate` has to.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from typing import Any
+
+import msgspec
+import zmq
+
+from neds_rt.errors import BadInput
+from neds_rt.sources.address import parse_address
+from neds_rt.sources.bridge import Bridge
+from neds_rt.sources.frame import Frame
+from neds_rt.sources.heartbeat import Link, open_subscriber, receive_parts
+from neds_rt.sources.holdback import HoldBack
+from neds_rt.sources.units import UnitMap
+from neds_rt.stats import now_ns
+from neds_rt.wire import MAX_SAMPLE
+
+DEFAULT_PORT = 5557
+RECEIVE_QUEUE = 20_000  # messages
+MAX_PART_BYTES = 1 << 20
+MESSAGES_A_CALL = 1024
+MAX_BODY_BYTES = 65_536
+SILENT_NS = 2_000_000_000
+TTL_KIND, SPIKE_KIND = b"\0\0", b"\1\0"
+RAW_SPIKE, RAW_TTL = 2, 1
+# base type, electrode type, source node, stream id, channel index, sample, seconds, sorted id
+_RAW = struct.Struct("<BBHHHqdH")
+RAW_TTL_BYTES = 34
+ELECTRODE_CHANNELS = {1: 1, 2: 2, 3: 4}  # single, stereotrode, tetrode
+
+MESSAGES = {
+    "bad_parts": "a message was refused: it does not have two parts (plugin 0.1 sends three)",
+    "bad_kind": "a message was refused: neither TTL nor spike (another plugin's port?)",
+    "bad_body": "a message was refused: its body is neither the JSON nor the binary it should be",
+    "bad_range": "a spike has an impossible sample number",
+    "no_rate": "binary spikes do not tell the sampling rate; give it as ?rate=",
+    "backwards": "spikes came later than ?hold_ms allows, or far ahead, and were dropped",
+    "restarts": "acquisition was started anew",
+    "other_stream": "spikes of another stream were ignored (?stream= chooses)",
+    "unsorted_spikes": "unsorted spikes were dropped, no unit of the model has sorted id 0",
+    "interruptions": "the connection was lost for a while; what was sent then is a gap",
+    "overfull": "more spikes came than fit into the buffer",
+}
+COUNTERS = ("messages", "spikes", "ttl_events", "unknown_spikes", *MESSAGES)
+
+
+class Options(msgspec.Struct, frozen=True):
+    """What stands behind the question mark of the URI."""
+
+    stream: str = ""  # empty: that of the first spike
+    hold_ms: float = 50.0  # how far the watermark stays behind the newest spike
+    rate: float = 0.0  # of binary spikes; JSON tells it
+
+
+class _Spike(msgspec.Struct, tag="spike", tag_field="event_type", gc=False):
+    sample_number: int
+    electrode: str
+    stream: str = ""
+    sorted_id: int = 0
+    sample_rate: float = 0.0
+
+
+class _Ttl(msgspec.Struct, tag="ttl", tag_field="event_type", gc=False):
+    sample_number: int
+    stream: str = ""
+
+
+_decode = msgspec.json.Decoder(_Spike | _Ttl).decode
+
+
+class BroadcastSource:
+    """Spikes of one stream of an Event Broadcaster as native frames."""
+
+    messages = MESSAGES
+
+    def __init__(self, name: str, uri: str, *, units: UnitMap, insecure: bool = False) -> None:
+        self.name, self.uri = name, uri
+        where = f"--probe {name}"
+        address, options = parse_address(where, uri, DEFAULT_PORT, Options, insecure=insecure)
+        if not 0 < options.hold_ms <= 10_000:
+            found = f"hold_ms={options.hold_ms}"
+            raise BadInput(where, "URI option", found, "above 0, at most 10000")
+        if not 0 <= options.rate <= 1e7:
+            raise BadInput(where, "URI option", f"rate={options.rate}", "a sampling rate in Hz")
+        self.address, self._units = address, units
+        self.counters = dict.fromkeys(COUNTERS, 0)
+        self._bridge = Bridge(name)
+        self._hold = HoldBack(self._bridge, options.hold_ms * 1e-3)
+        self._stream, self._raw_rate = options.stream, options.rate
+        self._fs = 0.0
+        self._last_ns = 0
+        self._losses = 0  # of the connection, as far as they were taken into account
+        self._interrupted = False  # by one of them, and no spike has come since
+        self._lossy = False
+        self._socket = open_subscriber(address.endpoint, RECEIVE_QUEUE, MAX_PART_BYTES)
+        self._link = Link(self._socket)
+        try:
+            self._socket.connect(address.endpoint)
+        except zmq.ZMQError as error:
+            self.close()
+            raise BadInput(where, "URI", f"{uri} ({error})", "one to connect to") from error
+
+    @property
+    def pollable(self) -> zmq.Socket[bytes]:
+        """The SUB socket."""
+        return self._socket
+
+    def receive(self, frame: Frame) -> bool:
+        """Take what waits, at most `MESSAGES_A_CALL`; True when it moves the watermark."""
+        if self._losses != self._link.losses:  # what is sent until the next spike is lost
+            self._losses, self._interrupted = self._link.losses, True
+        for _ in range(MESSAGES_A_CALL):
+            try:
+                parts = receive_parts(self._socket)
+            except zmq.Again:
+                break
+            if self._take(parts, frame):
+                return True
+        return self._emit(frame)
+
+    def tend(self) -> str:
+        """Say what the connection is like."""
+        endpoint = self.address.endpoint
+        if not self._link.up():
+            return f"waiting for {endpoint}: nobody listens there"
+        if not self._last_ns or now_ns() - self._last_ns > SILENT_NS:
+            return f"connected to {endpoint}, no messages; acquisition may not be running"
+        return f"receiving stream {self._stream!r} at {self._fs:g} Hz"
+
+    def report(self) -> dict[str, Any]:
+        """Return stream, rate and units."""
+        return {"stream": self._stream, "fs": self._fs, "sessions": self._bridge.n_sessions,
+                "units": self._units.report(), "connections": self._link.connections}
+
+    def close(self) -> None:
+        """Close all sockets."""
+        self._link.close()
+        self._socket.close()
+
+    # The hot path, from here on.
+
+    def _take(self, parts: list[bytes], frame: Frame) -> bool:
+        """Take one message; True when `frame` was filled."""
+        counters = self.counters
+        counters["messages"] += 1
+        self._last_ns = now_ns()
+        if len(parts) != 2:
+            counters["bad_parts"] += 1
+            return False
+        kind, body = parts
+        if kind not in (TTL_KIND, SPIKE_KIND):
+            counters["bad_kind"] += 1
+            return False
+        if body[:1] != b"{":
+            return self._take_raw(kind, body, frame)
+        try:
+            message = _decode(body) if len(body) <= MAX_BODY_BYTES else None
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            message = None
+        if message is None or isinstance(message, _Spike) != (kind == SPIKE_KIND):
+            counters["bad_body"] += 1
+        elif isinstance(message, _Spike):
+            return self._spike(message.stream, message.electrode, message.sample_number,
+                               message.sorted_id, message.sample_rate, frame)
+        else:
+            counters["ttl_events"] += 1
+        return False
+
+    def _take_raw(self, kind: bytes, body: bytes, frame: Frame) -> bool:
+        counters = self.counters
+        if kind == TTL_KIND:
+            good = len(body) >= RAW_TTL_BYTES and body[0] == RAW_TTL
+            counters["ttl_events" if good else "bad_body"] += 1
+            return False
+        channels = ELECTRODE_CHANNELS.get(body[1]) if len(body) > _RAW.size else None
+        rest = len(body) - _RAW.size  # thresholds[channels], then data[channels][samples]
+        if channels is None or body[0] != RAW_SPIKE or rest % (4 * channels) or rest < 8 * channels:
+            counters["bad_body"] += 1
+            return False
+        _, _, _, stream, index, sample, _, sorted_id = _RAW.unpack_from(body)
+        if not self._raw_rate:
+            counters["no_rate"] += 1
+            return False
+        return self._spike(str(stream), str(index), sample, sorted_id, self._raw_rate, frame)
+
+    def _spike(
+        self, stream: str, electrode: str, sample: int, sorted_id: int, fs: float, frame: Frame
+    ) -> bool:
+        counters, bridge, hold = self.counters, self._bridge, self._hold
+        if not (-MAX_SAMPLE <= sample <= MAX_SAMPLE and fs > 0 and math.isfinite(fs)):
+            counters["bad_range"] += 1
+            return False
+        if stream != self._stream:
+            if self._stream:
+                counters["other_stream"] += 1
+                return False
+            self._stream = stream
+        counters["spikes"] += 1
+        if fs != self._fs:
+            if self._fs:
+                self._restart()
+            self._fs = fs
+            hold.set_rate(fs)
+        if self._interrupted:
+            self._interrupted = False
+            self._lossy = bridge.watermark is not None
+            counters["interruptions"] += self._lossy
+        if not hold.see(sample):
+            counters["backwards"] += 1
+            if hold.lost_place:
+                self._restart()
+            return False
+        unit = self._units.number(stream, electrode, sorted_id)
+        if unit < 0:
+            counters["unsorted_spikes" if sorted_id == 0 else "unknown_spikes"] += 1
+            return False
+        bridge.add(sample, unit)
+        if not bridge.full:
+            return False
+        counters["overfull"] += 1
+        return self._emit(frame) or bridge.flush(frame, fs)
+
+    def _emit(self, frame: Frame) -> bool:
+        filled = self._hold.emit(frame, lossy=self._lossy)
+        self._lossy = self._lossy and not filled
+        return filled
+
+    def _restart(self) -> None:
+        self.counters["restarts"] += 1
+        self._bridge.restart()
+        self._hold.restart()
+        self._lossy = False

@@ -1,0 +1,24 @@
+"""The bench of sources, short: a real twin, a real server, every bin compared."""
+
+import json
+import subprocess
+import sys
+
+from tests.rt.serving import ROOT
+
+
+def test_two_seconds_of_a_lossy_probe_pass(tmp_path):
+    out = tmp_path / "sources.json"
+    done = subprocess.run(
+        [sys.executable, "bench/sources.py", "--sources=oe", "--seconds=2", "--units=20",
+         "--loss=0.01", "--json", f"--out={out}"],
+        cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads(done.stdout.splitlines()[-1])
+    assert report == json.loads(out.read_text())
+    [row] = report["rows"]
+    assert report["passed"]
+    assert (row["bins_wrong"], row["decodes_missed"]) == (0, 0)
+    assert row["gaps_detected"] == row["gaps_injected"] > 0
+    assert row["bins_lost"] > 0
+    assert row["messages_missed"] <= row["messages_dropped"]  # nobody hears of the last one

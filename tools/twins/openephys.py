@@ -1,0 +1,270 @@
+"""A twin of the Open Ephys plugin ZMQ Interface, fed from a session whose bins are known.
+
+    python -m tools.twins.openephys SESSION.h5 --seconds 60 --loss 0.001
+
+Sends what plugin 1.0 in GUI 1.0 sends: spikes electrode by electrode, the end of a block with the
+next one, then one block message a selected channel; headers as JUCE prints them; a PUB socket with
+the default queue of 1000 messages, that drops silently; ports that move up by two when taken; a
+heartbeat socket on the next port. `version="0.2"` sends the old names. Prints a line of JSON with
+its ports, and one with what was sent and dropped at the end.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import threading
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import zmq
+
+from neds_rt.stats import percentiles
+from tools.twins.feed import Block, Feed, gui_blocks, random_feed, read_feed
+
+SAMPLES_A_SPIKE = 40
+DEFAULT_HWM = 1000  # libzmq's own, which the plugin leaves as it is
+
+
+@dataclass
+class Sent:
+    """What was sent and what was dropped on purpose."""
+
+    messages: int = 0
+    spikes: int = 0
+    dropped: list[int] = field(default_factory=list)  # message numbers
+    dropped_spikes: list[int] = field(default_factory=list)  # rows of the feed
+    gaps: int = 0  # times that something was dropped between two delivered blocks
+    late_us: list[float] = field(default_factory=list)  # how late each block was sent
+    starts_ns: list[int] = field(default_factory=list)  # monotonic clock of first samples
+
+
+class ZmqInterface:
+    """One plugin: binds its two ports, then sends acquisitions block by block."""
+
+    def __init__(
+        self, feed: Feed, *, port: int = 5556, stream: str = "ProbeA-AP", channels: int = 1,
+        loss: float = 0.0, seed: int = 0, hwm: int = DEFAULT_HWM, version: str = "1.0",
+        heartbeat: bool = True,
+    ) -> None:
+        self.feed, self.stream, self.channels, self.version = feed, stream, channels, version
+        self.number, self.sent = 0, Sent()
+        self.heartbeats: list[dict[str, Any]] = []
+        self._loss, self._rng = loss, np.random.default_rng(seed)
+        self._lossy = self._begun = False
+        self._context = zmq.Context()
+        # An XPUB drops like a PUB, and tells when somebody has subscribed.
+        self._socket = self._context.socket(zmq.XPUB)
+        self._socket.setsockopt(zmq.SNDHWM, hwm)
+        self._socket.setsockopt(zmq.LINGER, 1000)
+        self._listener = self._context.socket(zmq.REP)
+        self._listener.setsockopt(zmq.LINGER, 0)
+        self.port = self._bind(port, heartbeat)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+        if heartbeat:
+            self._thread.start()
+        self._wave = np.full(SAMPLES_A_SPIKE, -80.0, "<f4").tobytes()
+        self._spike_text = juce_json(self._spike_header("%(number)d"))
+
+    def _bind(self, port: int, heartbeat: bool) -> int:
+        """Bind both ports, two further where one is taken, as the plugin does."""
+        while True:
+            try:
+                self._socket.bind(f"tcp://127.0.0.1:{port}")
+            except zmq.ZMQError:
+                port += 2
+                continue
+            if not heartbeat:
+                return port
+            try:
+                self._listener.bind(f"tcp://127.0.0.1:{port + 1}")
+            except zmq.ZMQError:
+                self._socket.unbind(f"tcp://127.0.0.1:{port}")
+                port += 2
+                continue
+            return port
+
+    def _listen(self) -> None:
+        while not self._stop.is_set():
+            if not self._listener.poll(100):
+                continue
+            try:
+                self.heartbeats.append(json.loads(self._listener.recv()))
+                reply = "heartbeat received"
+                if self.heartbeats[-1].get("type") == "event":
+                    reply = "message correctly parsed"
+            except ValueError:
+                reply = "JSON message could not be read"
+            self._listener.send(reply.encode())
+
+    def wait(self, seconds: float = 30.0) -> None:
+        """Wait until somebody has subscribed to everything."""
+        if not self._socket.poll(int(seconds * 1000)) or self._socket.recv() != b"\x01":
+            raise TimeoutError("nobody subscribed")
+
+    def start_acquisition(self) -> None:
+        """Count messages anew."""
+        self.number = 0
+        self._lossy = self._begun = False
+
+    def play(self, begin: int, end: int, speed: float = float("inf")) -> None:
+        """Send the feed's samples `[begin, end)` at `speed` times real time."""
+        start = time.monotonic_ns()
+        self.sent.starts_ns.append(start)
+        for block in gui_blocks(self.feed, begin, end):
+            if speed != float("inf"):
+                due = start + int((block.end - begin) / self.feed.fs / speed * 1e9)
+                time.sleep(max(0.0, (due - time.monotonic_ns()) / 1e9))
+                self.sent.late_us.append((time.monotonic_ns() - due) / 1e3)
+            self.send_block(block)
+
+    def send_block(self, block: Block) -> None:
+        """Send one block: spikes, then a message a channel."""
+        for row in block.rows.tolist():
+            self.send_spike(row)
+        for channel in range(self.channels):
+            self._send(b"DATA\0", juce_json(self._block_header(block, channel)),
+                       bytes(4 * (block.end - block.begin)), closes=True)
+
+    def send_spike(self, row: int) -> None:
+        """Send one spike of the feed."""
+        unit = self.feed.units.item(row)
+        text = self._spike_text % {
+            "number": self.number + 1, "channel": self.feed.channel.item(unit),
+            "sorted_id": self.feed.cluster.item(unit), "sample": self.feed.samples.item(row),
+            "time": time.time_ns() // 1_000_000,
+        }
+        self.sent.spikes += self._send(b"EVENT\0", text, self._wave_bytes(), row=row)
+
+    def send_ttl(self, sample: int, line: int, state: int) -> None:
+        """Send one TTL event."""
+        content = {"stream": self.stream, "source_node": 100, "type": 3, "sample_num": sample}
+        header = {self._number_name: self.number + 1, "type": "event", "content": content,
+                  "data_size": 10, "timestamp": time.time_ns() // 1_000_000}
+        payload = bytes([line, state]) + (state << line).to_bytes(8, "little")
+        self._send(b"EVENT\0", juce_json(header), payload)
+
+    def send_raw(self, *parts: bytes, counted: bool = True) -> None:
+        """Send anything, for tests of bad input; `counted` as one of the plugin's messages."""
+        self.number += counted
+        self.sent.messages += 1
+        self._socket.send_multipart(parts)
+
+    def close(self) -> None:
+        """Close both ports."""
+        self._stop.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._context.destroy(linger=1000)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _send(
+        self, envelope: bytes, text: str, payload: bytes, *, row: int | None = None,
+        closes: bool = False,
+    ) -> bool:
+        """Send or drop one message."""
+        self.number += 1
+        if self._loss and self._rng.random() < self._loss:
+            self.sent.dropped.append(self.number)
+            if row is not None:
+                self.sent.dropped_spikes.append(row)
+            self._lossy = True
+            return False
+        # The plugin's header has as many bytes as the text has characters.
+        self._socket.send_multipart([envelope, text.encode()[: len(text)], payload])
+        self.sent.messages += 1
+        if closes:
+            self.sent.gaps += self._lossy and self._begun
+            self._lossy, self._begun = False, True
+        return True
+
+    @property
+    def _number_name(self) -> str:
+        return "message_no" if self.version == "0.2" else "message_num"
+
+    def _wave_bytes(self) -> bytes:
+        return self._wave[:SAMPLES_A_SPIKE] if self.version == "0.2" else self._wave
+
+    def _spike_header(self, number: str) -> dict[str, Any]:
+        if self.version == "0.2":
+            spike = {"timestamp": "%(sample)d", "n_channels": 1, "n_samples": SAMPLES_A_SPIKE,
+                     "electrode_id": "%(channel)d", "threshold": [-50.0]}
+            return {"message_no": number, "type": "spike", "spike": spike}
+        spike = {"stream": self.stream.replace("%", "%%"), "source_node": 102,
+                 "electrode": "Electrode %(channel)d", "sample_num": "%(sample)d",
+                 "num_channels": 1, "num_samples": SAMPLES_A_SPIKE, "sorted_id": "%(sorted_id)d",
+                 "threshold": [-50.0]}
+        return {"message_num": number, "type": "spike", "spike": spike, "timestamp": "%(time)d"}
+
+    def _block_header(self, block: Block, channel: int) -> dict[str, Any]:
+        n, number = block.end - block.begin, self.number + 1
+        if self.version == "0.2":
+            content = {"n_channels": self.channels, "n_samples": n, "n_real_samples": n,
+                       "timestamp": block.begin, "sample_rate": int(self.feed.fs)}
+            return {"message_no": number, "type": "data", "content": content, "data_size": 4 * n}
+        content = {"stream": self.stream, "channel_num": channel, "channel_name": f"AP{channel}",
+                   "num_samples": n, "sample_num": block.begin, "sample_rate": self.feed.fs}
+        return {"message_num": number, "type": "data", "content": content, "data_size": 4 * n,
+                "timestamp": time.time_ns() // 1_000_000}
+
+
+def juce_json(value: dict[str, Any]) -> str:
+    """Return JSON as JUCE prints it: lines, indented by two; "%(name)d" stays a number to fill."""
+    text = json.dumps(value, indent=2, ensure_ascii=False).replace("\n", "\r\n")
+    for name in ("number", "sample", "channel", "sorted_id", "time"):
+        text = text.replace(f'"%({name})d"', f"%({name})d")
+    return text
+
+
+def main() -> int:
+    """Entry point of the process."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("session", type=Path, nargs="?", help="session file (default: random)")
+    parser.add_argument("--probe", help="which probe of the session")
+    parser.add_argument("--random", metavar="UNITS,HZ", default="600,5", help="without a session")
+    parser.add_argument("--seed", type=int, default=0, help="of random spikes and of losses")
+    parser.add_argument("--port", type=int, default=5556, help="data port (default 5556)")
+    parser.add_argument("--stream", default="ProbeA-AP", help="name of the stream")
+    parser.add_argument("--channels", type=int, default=1, help="channels selected (default 1)")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each acquisition")
+    parser.add_argument("--acquisitions", type=int, default=1, help="how often it is started")
+    parser.add_argument("--loss", type=float, default=0.0, help="share of messages dropped")
+    parser.add_argument("--hwm", type=int, default=DEFAULT_HWM, help="queue a subscriber")
+    parser.add_argument("--version", choices=("1.0", "0.2"), default="1.0", help="of the plugin")
+    parser.add_argument("--on-line", action="store_true", help="wait for a line before playing")
+    args = parser.parse_args()
+    if args.session is None:
+        units, rate = args.random.split(",")
+        feed = random_feed(int(units), float(rate), args.seconds, args.seed)
+    else:
+        feed = read_feed(args.session, args.probe)
+    with ZmqInterface(feed, port=args.port, stream=args.stream, channels=args.channels,
+                      loss=args.loss, seed=args.seed, hwm=args.hwm, version=args.version) as twin:
+        print(json.dumps({"port": twin.port, "stream": twin.stream}), flush=True)
+        twin.wait(600.0)
+        if args.on_line:
+            sys.stdin.readline()
+        for _ in range(args.acquisitions):
+            twin.start_acquisition()
+            twin.play(0, round(args.seconds * feed.fs), 1.0)
+        sent = twin.sent
+        report = {"messages": sent.messages, "spikes": sent.spikes, "dropped": len(sent.dropped),
+                  "gaps": sent.gaps, "starts_ns": sent.starts_ns,
+                  "late_us": percentiles(np.array(sent.late_us))}
+        print(json.dumps(report), flush=True)
+        sys.stdin.readline()  # stay there, as the real program does
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

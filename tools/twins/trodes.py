@@ -1,0 +1,138 @@
+"""A twin of a Trodes network: its directory and `source.spikes`, fed from known spikes.
+
+    python -m tools.twins.trodes --random 100,5 --port 49152
+
+As `trodesnetwork` has it: a PUB socket at the known port says again and again where questions are
+answered; `get` and `add` go there; the stream is a PUB socket on a port of its own, one MessagePack
+map a message, with no topic and no number. Spikes of a packet come by nTrode, not by time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import threading
+import time
+from typing import Any, Self
+
+import msgspec
+import numpy as np
+import zmq
+
+from tools.twins.feed import Feed, random_feed
+
+ANNOUNCE_S = 0.1
+PACKET_S = 0.01  # of which the spikes come together
+
+
+class TrodesTwin:
+    """The directory, answering on a thread of its own, and the spikes, sent by `play`.
+
+    With `offer` False the network has no `source.spikes` until `offer_spikes`. `spoil` is sent
+    instead of the directory's next answers.
+    """
+
+    def __init__(self, feed: Feed, *, port: int = 0, offer: bool = True) -> None:
+        self.feed = feed
+        self.names: dict[str, str] = {}
+        self.spoil = b""
+        self.messages = self.asked = 0
+        self._context = zmq.Context()
+        self._announcer = self._context.socket(zmq.PUB)
+        self._announcer.bind(f"tcp://127.0.0.1:{port or '*'}")
+        self.port = int(self._announcer.get_string(zmq.LAST_ENDPOINT).rpartition(":")[2])
+        self._replier = self._context.socket(zmq.REP)
+        self._replier.bind("tcp://127.0.0.1:*")
+        self._spikes: Any = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._answer, daemon=True)
+        self._thread.start()
+        if offer:
+            self.offer_spikes()
+
+    def offer_spikes(self) -> str:
+        """Open `source.spikes` on a new port, as a start of Trodes does; return its endpoint."""
+        if self._spikes is not None:
+            self._spikes.close(linger=0)
+        self._spikes = self._context.socket(zmq.XPUB)  # drops like a PUB, and hears subscribers
+        self._spikes.setsockopt(zmq.SNDHWM, 0)
+        self._spikes.bind("tcp://127.0.0.1:*")
+        endpoint = self._spikes.get_string(zmq.LAST_ENDPOINT)
+        self.names["source.spikes"] = endpoint
+        return str(endpoint)
+
+    def wait(self, seconds: float = 30.0) -> None:
+        """Wait until somebody has subscribed to the spikes."""
+        if not self._spikes.poll(int(seconds * 1000)) or self._spikes.recv() != b"\x01":
+            raise TimeoutError("nobody subscribed")
+
+    def send(self, message: Any) -> None:
+        """Send one message, packed unless it is bytes."""
+        packed = message if isinstance(message, bytes) else msgspec.msgpack.encode(message)
+        self._spikes.send(packed)
+        self.messages += 1
+
+    def play(self, begin: int, end: int, *, offset: int = 0, paced: bool = False) -> None:
+        """Send the spikes of samples `[begin, end)`, counted from `offset` on."""
+        feed, packet = self.feed, round(PACKET_S * self.feed.fs)
+        start = time.monotonic()
+        for first in range(begin, end, packet):
+            last = min(first + packet, end)
+            rows = np.arange(*np.searchsorted(feed.samples, (first, last)))
+            if paced:
+                time.sleep(max(0.0, start + (last - begin) / feed.fs - time.monotonic()))
+            for row in rows[np.argsort(feed.channel[feed.units[rows]], kind="stable")]:
+                unit = feed.units[row]
+                self.send({
+                    "nTrodeId": int(feed.channel[unit]), "cluster": int(feed.cluster[unit]),
+                    "localTimestamp": int(feed.samples[row]) + offset,
+                    "systemTimestamp": time.time_ns(),
+                })
+
+    def close(self) -> None:
+        """Close the network."""
+        self._stop.set()
+        self._thread.join()
+        self._context.destroy(linger=500)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _answer(self) -> None:
+        where = {"replyEndpoint": self._replier.get_string(zmq.LAST_ENDPOINT)}
+        while not self._stop.is_set():
+            self._announcer.send(self.spoil or msgspec.msgpack.encode(where))
+            if not self._replier.poll(int(ANNOUNCE_S * 1000)):
+                continue
+            request = msgspec.msgpack.decode(self._replier.recv())
+            self.asked += 1
+            if request["tag"] == "add":
+                self.names[request["name"]] = request["endpoint"]
+            self._replier.send(msgspec.msgpack.encode(self.names.get(request["name"], "")))
+
+
+def main() -> int:
+    """Play at real time until interrupted."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--port", type=int, default=49152, help="default 49152")
+    parser.add_argument("--random", default="100,5", help="units, spikes a second (default 100,5)")
+    parser.add_argument("--seconds", type=float, default=60.0, help="default 60")
+    args = parser.parse_args()
+    units, rate = args.random.split(",")
+    feed = random_feed(int(units), float(rate), args.seconds, seed=0)
+    with TrodesTwin(feed, port=args.port) as twin:
+        print(json.dumps({"port": twin.port}), flush=True)
+        try:
+            twin.wait(3600)
+            twin.play(0, round(args.seconds * feed.fs), paced=True)
+        except KeyboardInterrupt:
+            return 0
+        print(json.dumps({"messages": twin.messages}), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
