@@ -8,6 +8,8 @@ are for reporting and differ from the seeds recipes were tuned with.
 
     within               behaviour from spikes: NEDS and every decoder (`bench/protocols.py`)
     new-session          sessions left out of pretraining, after some seconds of their data
+    new-animal           every animal left out of pretraining in turn, then fine-tuned on the
+                         training parts of its sessions, all of them in one fit
     encoding             spikes from behaviour, and both directions by unimodal models
     streaming-vs-window  the causal form against the bidirectional one
     forms, masking       the model with one choice undone, the masking with one scheme left out
@@ -163,8 +165,12 @@ def tasks_of(args: argparse.Namespace) -> Iterator[Task]:
             common = {"model": name, "seed": seed, "preset": preset, "device": args.device,
                       "overrides": tuple(overrides), "budget": args.budget,
                       "recipe": single if model.alone else many}
-            if "new-session" in args.protocol.split(","):
+            protocols = args.protocol.split(",")
+            if "new-session" in protocols:
                 yield Task(**common, **left_out(names, args))
+            elif "new-animal" in protocols and not model.alone:
+                for animal in animals_out(names, args):
+                    yield Task(**common, finetune=finetune_recipe(preset), **animal)
             elif model.alone:
                 yield from (Task(**common, files=(file,)) for file in names)
             else:
@@ -181,6 +187,27 @@ def left_out(files: tuple[str, ...], args: argparse.Namespace) -> dict[str, Any]
             "amounts": () if args.pretrain_only else AMOUNTS, "models_dir": args.pretrained}
 
 
+def animals_out(files: tuple[str, ...], args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Each animal's archives held out in turn, the other animals' to pretrain on."""
+    of: dict[str, list[str]] = defaultdict(list)
+    for file in files:
+        of[subject_of(file)].append(file)
+    if len(of) < 2:
+        raise BadInput(args.data, "subject_id", f"{len(of)} animal", "two or more (new-animal)")
+    for animal, held in of.items():
+        yield {"files": tuple(f for f in files if f not in held), "held_out": tuple(held),
+               "animal": animal, "amounts": () if args.pretrain_only else (-1.0,),
+               "models_dir": str(Path(args.pretrained) / animal) if args.pretrained else ""}
+
+
+def subject_of(file: str) -> str:
+    """The animal of an archive. Raises `BadInput` where it does not say."""
+    with np.load(file) as arrays:
+        if "subject_id" not in arrays:
+            raise BadInput(file, "array", "no subject_id", "the animal's name (new-animal)")
+        return str(arrays["subject_id"])
+
+
 def recipe_for(preset: str, alone: bool) -> str:
     """The recipe made for a preset, else the general one."""
     if preset == "indy":
@@ -188,6 +215,11 @@ def recipe_for(preset: str, alone: bool) -> str:
     if preset == "steinmetz":
         return "trials"
     return "single" if alone or preset != archives.STORED else "pretrain"
+
+
+def finetune_recipe(preset: str) -> str:
+    """The recipe that fits a pretrained model to a new animal's sessions."""
+    return "trials_finetune" if preset == "steinmetz" else "finetune"
 
 
 def finished(tasks: list[Task], args: argparse.Namespace) -> Iterator[tuple[Task, list[Row], str]]:

@@ -1,7 +1,8 @@
-"""Sessions that pretraining never saw: decoded after some seconds of their data.
+"""Sessions and animals that pretraining never saw: decoded after some of their data.
 
 Every model is pretrained on the other sessions and given the same calibration rows, the first
-seconds of the held-out session's training part; scored on its last 20 %.
+seconds of the held-out session's training part; scored on its last 20 %. Of an animal left out,
+all sessions are fine-tuned in one fit, on the whole of their training parts.
 """
 
 from __future__ import annotations
@@ -10,15 +11,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from msgspec.structs import replace
 from safetensors.torch import load_file, save_file
 
 from bench.protocols import MODELS
 from bench.tasks import Floats, Row, Task, behaviour_scores, recordings_of, rows_of
 from neds import baselines
-from neds.adapt import adapt, limit
+from neds.adapt import adapt, fit_to, limit
 from neds.baselines import Fitted, sequence
 from neds.checkpoint import SessionState
-from neds.config import RunConfig
+from neds.config import RunConfig, load_recipe
 from neds.dataset import Recording
 from neds.evaluate import decode_part
 from neds.model import Neds
@@ -39,12 +41,32 @@ def adapted_rows(
             return fitted.adapt(few, seed=task.seed).decode_part(few, "test")
     else:
         model = pretrained(task, config, recordings)
+        if task.animal and task.amounts:
+            return _rows_of_animal(task, config, model, held, started)
 
         def decode(few: Recording) -> list[Floats]:
             adapted = adapt(model, config, few, seed=task.seed)
             return [predicted for _, predicted in decode_part(adapted, few, "test")]
 
     return [row for r in held for row in _rows_by_amount(task, r, known, started, decode)]
+
+
+def _rows_of_animal(
+    task: Task, config: RunConfig, model: Neds, held: list[Recording], started: float
+) -> list[Row]:
+    """Scores of an animal's sessions after the model was fine-tuned on all of them at once."""
+    begun = time.monotonic()
+    knobs = replace(load_recipe(task.finetune).train, seed=task.seed)
+    fitted = fit_to(model, config, held, knobs).model
+    took = {"adapt_s": round(time.monotonic() - begun, 1),
+            "seconds": round(time.monotonic() - started, 1)}
+    rows = []
+    for recording in held:
+        scores = behaviour_scores(
+            recording, [predicted for _, predicted in decode_part(fitted, recording, "test")])
+        rows += rows_of(task, recording.state.session, scores, calibration_s=-1.0,
+                        animal=task.animal, **took)
+    return rows
 
 
 def pretrained(task: Task, config: RunConfig, recordings: list[Recording]) -> Neds:

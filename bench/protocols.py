@@ -70,6 +70,7 @@ MODELS = {
 PROTOCOLS = {
     "within": ("linear", "rrr", "mlp", "ndt", "gru_single", "gru", "neds_single", "neds"),
     "new-session": ("ridge_pretrained", "gru", "neds"),
+    "new-animal": ("linear", "neds"),
     "encoding": ("glm", "rrr_encoder", "neds_encoding", "neds_decoding", "neds"),
     "streaming-vs-window": ("neds_window", "neds"),
     "forms": ("neds", "neds_separate", "neds_all_attended", "neds_sqrt", "neds_table",

@@ -41,9 +41,13 @@ class Task:
     held_out: tuple[str, ...] = field(default=())
     amounts: tuple[float, ...] = ()  # seconds of calibration data; negative is all
     models_dir: str = ""
+    animal: str = ""  # that all held-out archives are of: its sessions are fine-tuned together
+    finetune: str = "finetune"  # the recipe of that
 
     def label(self) -> str:
         """How progress lines call it."""
+        if self.animal:
+            return f"{self.model} seed {self.seed} without {self.animal}"
         alone = f" {Path(self.files[0]).stem}" if len(self.files) == 1 else ""
         return f"{self.model} seed {self.seed}{alone}"
 

@@ -7,7 +7,7 @@ on exactly where it was, and the processes of a parallel run agree without a wor
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -70,6 +70,16 @@ class Sampler:
         share = self.batch // self.sessions
         return [(self.recordings[i],
                  *draw_rows(self.recordings[i], share, self.bins, generator)) for i in picked]
+
+
+def without_first(recording: Recording, bins: int) -> Recording:
+    """The recording as if behaviours were unknown in the first `bins` of every run of bins."""
+    if not bins:
+        return recording
+    known = recording.known.clone()
+    for first, stop in recording.runs.tolist():
+        known[:, first : min(first + bins, stop)] = False
+    return replace(recording, known=known)
 
 
 def longest_run(recording: Recording) -> int:

@@ -85,6 +85,10 @@ class TrainConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     backbone_rate: float = 1.0
     freeze: float = 0.0
     own_decay: float = 0.0  # weight decay of sessions' own spike maps, towards what is shared
+    # First bins of every run of bins, such as a trial, of which no behaviour is asked: those of a
+    # stimulus or a choice before the brain knows it teach nothing but the trials by heart.
+    skip_bins: int = 0
+    components: int = 0  # learn own maps from spikes in so many components of the units, 0 in all
     precision: str = "auto"  # "bf16", "float32", or bf16 on a GPU that has it
     seed: int = 0
 
@@ -183,6 +187,8 @@ RANGES: tuple[tuple[str, str, Callable[[float], bool]], ...] = (
     ("train.backbone_rate", "0 or more", lambda v: 0 <= v < math.inf),
     ("train.freeze", "from 0 to 1", lambda v: 0 <= v <= 1),
     ("train.own_decay", "0 or more", lambda v: 0 <= v < math.inf),
+    ("train.skip_bins", "0 or more", lambda v: 0 <= v < 2**31),
+    ("train.components", "0 or more", lambda v: 0 <= v < 2**31),
     ("train.seed", "from 0 to 2^63 - 1", lambda v: 0 <= v < 2**63),
 )
 

@@ -25,6 +25,7 @@ class Inputs:
     counts: Tensor  # with units silenced
     masks: Masks
     keep_own: Tensor | None
+    rates: bool  # whether any spikes may be asked for: without, their large head is left out
 
 
 def draw_inputs(
@@ -44,7 +45,8 @@ def draw_inputs(
     masks = masks_for(batch, config.masking, sampler.batch, share.of_batch, generator)
     counts = drop_units(batch.counts, knobs.unit_dropout, config.model.inputs,
                         sampler.batch, share.of_batch, generator)
-    return Inputs(batch, counts, masks, keep)
+    share_asked = 1 - config.masking.decoding - config.masking.self_behaviour
+    return Inputs(batch, counts, masks, keep, rates=knobs.spike_weight > 0 and share_asked > 1e-6)
 
 
 def inputs_loss(model: Neds, inputs: Inputs, weights: Tensor, processes: Processes) -> Tensor:
@@ -53,9 +55,9 @@ def inputs_loss(model: Neds, inputs: Inputs, weights: Tensor, processes: Process
     log_rates, outputs = model(
         batch.sessions, inputs.counts, batch.encoded,
         masks.spikes | absent[:, 0], masks.behaviours | absent[:, 1:],
-        absent=absent, keep_own=inputs.keep_own,
+        absent=absent, keep_own=inputs.keep_own, rates=inputs.rates,
     )
-    sums, known = masked_losses(model, batch, masks, log_rates.float(),
+    sums, known = masked_losses(model, batch, masks, log_rates.float() if inputs.rates else None,
                                 [o.float() for o in outputs])
     return (weights * sums / processes.summed(known).clamp(min=1)).sum()
 
@@ -74,16 +76,20 @@ def training_loss(
 
 
 def masked_losses(
-    model: Neds, batch: Batch, masks: Masks, log_rates: Tensor, outputs: list[Tensor]
+    model: Neds, batch: Batch, masks: Masks, log_rates: Tensor | None, outputs: list[Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Summed loss and number of its terms, (1 + M,) each, over hidden tokens that were recorded.
 
     Spikes: Poisson, one term a unit and bin. Categorical: cross-entropy, one term a bin (the
     reference's is implicitly weighted by 1/100). Else: squared error, one term a number.
+    Without log rates spikes have no terms.
     """
-    asked = (masks.spikes & batch.there)[..., None] & batch.units[:, None]
-    nll = F.poisson_nll_loss(log_rates.clamp(max=8.0), batch.counts, reduction="none")
-    sums, terms = [(nll * asked).sum()], [asked.sum()]
+    sums = [batch.counts.new_zeros(())]
+    terms = [torch.zeros((), dtype=torch.long, device=batch.counts.device)]
+    if log_rates is not None:
+        asked = (masks.spikes & batch.there)[..., None] & batch.units[:, None]
+        nll = F.poisson_nll_loss(log_rates.clamp(max=8.0), batch.counts, reduction="none")
+        sums, terms = [(nll * asked).sum()], [asked.sum()]
     for m, spec in enumerate(model.behaviours_of(batch.sessions)):
         wanted = masks.behaviours[:, m] & batch.known[:, m]
         target, output = batch.encoded[m], outputs[m]

@@ -352,6 +352,7 @@ class Neds(nn.Module):
         first_bin: int = 0,
         absent: Tensor | None = None,
         keep_own: Tensor | None = None,
+        rates: bool = True,
     ) -> tuple[Tensor, list[Tensor]]:
         """Predict every modality of every bin.
 
@@ -360,7 +361,8 @@ class Neds(nn.Module):
         float; behaviours[m] (B, T, n_outputs) as `encode_behaviour` gives them; hidden_spikes
         (B, T) and hidden_behaviours (B, M, T) bool, True where the token is hidden or was never
         recorded; absent (B, 1 + M, T) bool, True where it was never recorded: nothing ever sees
-        such a token. Returns log rates (B, T, N) and per behaviour (B, T, n_outputs).
+        such a token. Returns log rates (B, T, N), or (B, T, 0) without `rates`, and per behaviour
+        (B, T, n_outputs).
         """
         maps = self.maps(sessions, keep_own)
         embedded, _ = self.embed_spikes(maps, counts, hidden_spikes)
@@ -370,7 +372,7 @@ class Neds(nn.Module):
         if absent is not None:
             absent = absent.all(1) if self.config.tokens == "summed" else absent.flatten(1)
         x = self.encode(x, visible, bins, first_bin, absent)
-        return self.heads(maps, x, bins)
+        return self.heads(maps, x, bins, rates)
 
     def embed_spikes(
         self, maps: Maps, counts: Tensor, hidden: Tensor,
@@ -423,12 +425,14 @@ class Neds(nn.Module):
             x = x + self.position[:bins].repeat(x.shape[1] // bins, 1)
         return x, visible
 
-    def heads(self, maps: Maps, x: Tensor, bins: int) -> tuple[Tensor, list[Tensor]]:
+    def heads(
+        self, maps: Maps, x: Tensor, bins: int, rates: bool = True
+    ) -> tuple[Tensor, list[Tensor]]:
         """Log rates and behaviour outputs from the encoder's output (B, S, H)."""
         n = len(maps.behaviours_out)
         parts = [x] * (1 + n) if self.config.tokens == "summed" else list(x.split(bins, dim=1))
         outputs = [grouped(z, pair) for z, pair in zip(parts[1:], maps.behaviours_out, strict=True)]
-        return grouped(parts[0], maps.spikes_out), outputs
+        return grouped(parts[0], maps.spikes_out) if rates else parts[0][..., :0], outputs
 
     def encode(
         self, x: Tensor, visible: Tensor, bins: int, first_bin: int, absent: Tensor | None = None

@@ -24,7 +24,8 @@ def make_optimiser(model: Neds, knobs: TrainConfig) -> torch.optim.AdamW:
     maps: list[Tensor] = []
     for name, parameter in model.named_parameters():
         if name.startswith("stitchers."):
-            pulled = name.endswith(("spikes_in.weight", "spikes_out.weight"))
+            # In components the weight goes by another name, under the same module.
+            pulled = ".spikes_" in name and not name.endswith(".bias")
             (maps if pulled else own).append(parameter)
         else:
             matrix = name.startswith(("blocks.", "stem.")) and parameter.ndim >= 2

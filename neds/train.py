@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from neds.batches import Sampler
+from neds.batches import Sampler, without_first
+from neds.components import hold_to_components, release
 from neds.config import MaskingConfig, RunConfig
 from neds.dataset import Recording
 from neds.evaluate import decode_part, encode_part
@@ -80,8 +81,11 @@ class Run:
         self.config, self.recordings, self.device = config, recordings, torch.device(device)
         self.model = (init or build_model(config, recordings)).to(self.device)
         self.knobs = config.train
+        if self.knobs.components:
+            hold_to_components(self.model, recordings, self.knobs.components, init is None)
         self.processes = processes or Processes()
-        self.sampler = Sampler.make(recordings, self.knobs, config.model.form)
+        asked = [without_first(r, self.knobs.skip_bins) for r in recordings]
+        self.sampler = Sampler.make(asked, self.knobs, config.model.form)
         self.optimiser = make_optimiser(self.model, self.knobs)
         self.factor = one_cycle(self.knobs)
         self.step, self.best, self.best_step, self.stale = 0, -math.inf, 0, 0
@@ -136,6 +140,7 @@ class Run:
     def result(self, seconds: float) -> TrainResult:
         """The model with its best weights, in evaluation mode."""
         self.model.load_state_dict(self.best_weights)
+        release(self.model)
         self.model.eval()
         return TrainResult(self.model, self.best_step,
                            self.best if math.isfinite(self.best) else None, seconds)

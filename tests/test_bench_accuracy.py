@@ -24,7 +24,7 @@ TINY = ("--recipe", "smoke", "--single-recipe", "smoke", "--preset", "indy",
           for word in ("--set", pair)))
 
 
-def archive(path, seed, bins=600, units=6):
+def archive(path, seed, bins=600, units=6, **more):
     """Counts that follow a slow velocity, in the arrays of the Indy set."""
     rng = np.random.default_rng(seed)
     kernel = np.hanning(31) / np.hanning(31).sum()
@@ -38,7 +38,7 @@ def archive(path, seed, bins=600, units=6):
         spike_counts=rng.poisson(rates.clip(max=20)).astype(np.uint8),
         bin_start_s=start, bin_size_s=0.064,
         unit_channel=np.arange(units), unit_id=np.arange(units),
-        finger_velocity_cm_s=velocity, finger_position_cm=np.cumsum(velocity, 0) * 0.064,
+        finger_velocity_cm_s=velocity, finger_position_cm=np.cumsum(velocity, 0) * 0.064, **more,
     )
 
 
@@ -93,6 +93,33 @@ def test_held_out_sessions_are_spread_and_apart(tmp_path):
     assert not set(task.files) & set(task.held_out)
 
 
+def test_every_animal_is_left_out_in_turn(tmp_path):
+    for i in range(5):
+        archive(tmp_path / f"indy_{i}.npz", i, bins=50, subject_id="AABBC"[i])
+    tasks = list(accuracy.tasks_of(accuracy.parse_arguments(
+        ["--data", str(tmp_path), "--protocol", "new-animal", "--seeds", "1"])))
+    alone = [t for t in tasks if t.model == "linear"]
+    assert [len(t.files) for t in alone] == [1] * 5
+    left_out = {t.animal: t for t in tasks if t.model == "neds"}
+    assert {a: [Path(f).stem for f in t.held_out] for a, t in left_out.items()} == {
+        "A": ["indy_0", "indy_1"], "B": ["indy_2", "indy_3"], "C": ["indy_4"]}
+    for task in left_out.values():
+        assert not set(task.files) & set(task.held_out)
+        assert len(task.files) + len(task.held_out) == 5
+
+
+def test_an_animal_left_out_is_fine_tuned_at_once(tmp_path):
+    for i in range(3):
+        archive(tmp_path / f"indy_{i}.npz", i, subject_id="AAB"[i])
+    out = tmp_path / "animals.json"
+    assert accuracy.main(["--data", str(tmp_path), "--protocol", "new-animal", "--seeds", "1",
+                          "--models", "neds", "--out", str(out), *TINY]) == 0
+    rows = [r for r in json.loads(out.read_text())["rows"] if r["metric"] == "r2"]
+    assert {(r["session"], r["animal"]) for r in rows} == {
+        ("indy_0", "A"), ("indy_1", "A"), ("indy_2", "B")}
+    assert {r["calibration_s"] for r in rows} == {-1.0}
+
+
 def test_jobs_side_by_side_give_the_same_rows(result, tmp_path):
     for seed, name in enumerate(("indy_1", "indy_2")):
         archive(tmp_path / f"{name}.npz", seed)
@@ -143,6 +170,7 @@ def test_json_is_the_last_line(tmp_path, capsys):
         (["--seeds", "0"], "--seeds"),
         (["--protocol", "guess"], "'guess'"),
         (["--protocol", "new-session"], "--held-out"),
+        (["--protocol", "new-animal"], "no subject_id"),
         (["--sessions", "nobody"], "none to score"),
         (["--preset", "nowhere"], "nowhere"),
         (["--out", "/proc/neds/x.json"], "/proc/neds"),

@@ -8,7 +8,8 @@ any of the pages, which are README.md and bench/README.md.
 
     within, encoding, forms, masking, streaming   within-SET*.json, encoding-, forms-, masking-,
                                                   streaming-: rows of all of them are pooled, and a
-                                                  table takes the models of its protocol
+                                                  table takes the models of its protocol; a set
+                                                  has one if a file is of that protocol
     new-session, discrete                         new-session-*.json, steinmetz-*.json
     tried, gpu, latency, throughput, memory       tried-*.json, gpu-*.json, latency*.json and so on
     compare, sizes, plans, parity, floor          compare*.json, sizes*.json and so on
@@ -122,14 +123,27 @@ def score_block(
     folder: Path, kind: str, patterns: Sequence[str], models: Sequence[str],
     make: Callable[[Sequence[Score]], str],
 ) -> Block:
-    """A table for each data set, with a heading where there are several."""
+    """A table for each data set, with a heading where there are several.
+
+    Of the kinds that share their rows, a set has a table if one of its files is of that protocol.
+    """
     sets = sets_of(folder, patterns, models)
+    if patterns is POOLED:
+        sets = {name: results for name, results in sets.items()
+                if any(is_of(kind, result) for result in results)}
     made = {name: make(pool(results, models)) for name, results in sets.items()}
     made = {name: block for name, block in made.items() if block}
     heads = {name: f"**{name}**\n\n" if len(made) > 1 else "" for name in made}
     text = "\n".join(heads[name] + block + picture(folder, kind, name)
                      for name, block in made.items())
     return text, [result for name in made for result in sets[name]]
+
+
+def is_of(kind: str, result: Result) -> bool:
+    """Whether a result was run for a kind of table, by its protocols or its name."""
+    protocol = "streaming-vs-window" if kind == "streaming" else kind
+    named = str(result["file"]).startswith(f"{kind}-")
+    return named or protocol in str(result.get("protocol", "")).split(",")
 
 
 def picture(folder: Path, kind: str, data: str) -> str:

@@ -6,8 +6,9 @@ on training and validation together. Circular behaviours are regressed as (cos, 
 
 Trial-like recordings, where all runs are equally short, have categorical behaviours that are
 constant within a run. There one logistic regression sees the counts of the whole trial, every unit
-and bin apart, and its prediction holds for all bins of the trial. This one is not causal: it is the
-field's usual baseline for trial labels, and sees more than a causal decoder does.
+and span of bins apart, and its prediction holds for all bins of the trial; the span is chosen too.
+This one is not causal: it is the field's usual baseline for trial labels, and sees more than a
+causal decoder does.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import product
+from itertools import groupby, product
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,6 +34,8 @@ from neds.dataset import Recording
 if TYPE_CHECKING:
     from neds.baselines.linear import LaggedWeights
 
+SPANS_S = (0.2, 0.1, 0.05, 0.0)  # seconds that a weight on trials may cover; 0: one bin
+TrialKey = tuple[int, float, bool]  # span, strength, balanced
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 ITERATIONS = 100
 INTERCEPT_STRENGTH = 1e-6  # keeps the intercept of a class that training lacks finite
@@ -167,16 +169,25 @@ def trials(recording: Recording, runs: Sequence[Run], like: Tensor) -> Tensor:
     return torch.stack(rows) if rows else like.new_zeros(0, len(like))
 
 
+def spans_of(recording: Recording, budget: Budget) -> list[int]:
+    """Bins that may be added up to one, longest first: those of `SPANS_S` that divide a trial."""
+    bins = int(recording.runs[0, 1] - recording.runs[0, 0])
+    found = (max(1, round(s / recording.bin_size_s)) for s in SPANS_S)
+    spans = list(dict.fromkeys(span for span in found if bins % span == 0))
+    return spans[-1:] if budget == "quick" else spans
+
+
 def fit_trials(recording: Recording, behaviour: int, device: str, budget: Budget) -> TrialWeights:
-    """Logistic regression on flattened trials; strength and class weighting are chosen."""
+    """Logistic regression on flattened trials; span, strength and class weighting are chosen."""
     known = recording.known[behaviour]
     fit_on, choose_on = ([run for run in runs if known[run[0]]]
                          for runs in tuning_runs(recording))
     strengths = STRENGTHS[1::2] if budget == "quick" else STRENGTHS
-    grid = list(product(strengths, (True, False)))
+    grid = list(product(spans_of(recording, budget), strengths, (True, False)))
 
-    def solve(runs: list[Run], keys: list[tuple[float, bool]]) -> list[TrialWeights]:
-        return solve_trials(recording, behaviour, runs, keys, device)
+    def solve(runs: list[Run], keys: list[TrialKey]) -> list[TrialWeights]:
+        return [w for span, same in groupby(keys, lambda key: key[0]) for w in solve_trials(
+            recording, behaviour, runs, [key[1:] for key in same], device, span)]
 
     scores = {}
     for key, weights in zip(grid, solve(fit_on, grid), strict=True):
@@ -188,9 +199,11 @@ def fit_trials(recording: Recording, behaviour: int, device: str, budget: Budget
 
 def solve_trials(
     recording: Recording, behaviour: int, runs: list[Run], keys: list[tuple[float, bool]],
-    device: str,
+    device: str, span: int = 1,
 ) -> list[TrialWeights]:
     """Weights for every (strength, balanced), from trials that are all known.
+
+    The counts of every `span` bins, which must divide the trial, are added up: they share a weight.
 
     With far fewer trials than columns the optimum lies in the span of the trials: X = U S V', and
     the weights of the columns U S, of which there are as many as trials, have the same norm.
@@ -203,7 +216,8 @@ def solve_trials(
     if not len(x):
         return [TrialWeights(empty[:, None].expand(-1, shape), centre,
                              empty.new_zeros(shape)) for _ in keys]
-    u, s, vt = torch.linalg.svd(x - centre, full_matrices=False)
+    summed = (x - centre).view(len(x), bins // span, span, -1).sum(2).flatten(1)
+    u, s, vt = torch.linalg.svd(summed, full_matrices=False)
     z = u * s
     scale = float(s.square().sum() / n_rows(runs)) ** 0.5  # columns of about unit size together
     z = z / max(scale, 1e-6)
@@ -218,6 +232,7 @@ def solve_trials(
             return (weight * each).mean() + penalty(w[:-1], w[-1], strength)
 
         w = minimise(loss, z.new_zeros(z.shape[1] + 1, shape))
-        found.append(TrialWeights(vt.T @ w[:-1] / max(scale, 1e-6), centre, w[-1]))
+        each = (vt.T @ w[:-1] / max(scale, 1e-6)).view(bins // span, -1, shape)
+        found.append(TrialWeights(each.repeat_interleave(span, 0).flatten(0, 1), centre, w[-1]))
     return found
 

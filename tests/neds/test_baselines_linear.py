@@ -1,12 +1,14 @@
 """Linear baselines: block sums, lags, trials, strengths, the pretrained ridge."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from neds.baselines import BASELINES, fit, rows
 from neds.baselines.linear import add_runs
-from neds.baselines.logistic import is_trial_like
+from neds.baselines.logistic import is_trial_like, solve_trials, spans_of
 from neds.baselines.ridge import Sums, tune
 from neds.baselines.rows import apply_lags, lagged_blocks, tuning_runs
 from neds.metrics import score
@@ -98,6 +100,25 @@ def test_a_trial_label_is_decoded_from_the_whole_trial():
     bins = predictions[0].reshape(-1, 10, 2)  # one prediction for all bins of a trial
     np.testing.assert_array_equal(bins, np.broadcast_to(bins[:, :1], bins.shape))
     assert not is_trial_like(driven(), 1)
+
+
+def test_bins_of_a_span_share_their_weights_on_trials():
+    recording = trials()
+    assert spans_of(recording, "full") == [2, 1]  # bins of 50 ms; 4 do not divide 10
+    runs, keys = recording.runs_within("train"), [(1e-2, True)]
+    units = recording.counts.shape[1]
+    (one,) = solve_trials(recording, 0, runs, keys, "cpu", 2)
+    weights = one.weights.view(5, 2, units, 2)
+    assert torch.equal(weights[:, 0], weights[:, 1])
+    assert not torch.allclose(weights[0], weights[4])
+    # The same as fitting one bin apiece to the sums; strengths are relative to a row's variance,
+    # and there are half as many rows.
+    counts = recording.counts.view(-1, 2, units).int().sum(1)
+    encoded = [e[::2] for e in recording.encoded]
+    coarse = replace(recording, counts=counts, encoded=encoded, known=recording.known[:, ::2],
+                     runs=recording.runs // 2)
+    (same,) = solve_trials(coarse, 0, [(a // 2, b // 2) for a, b in runs], [(5e-3, True)], "cpu")
+    torch.testing.assert_close(weights[:, 0], same.weights.view(5, units, 2), atol=1e-3, rtol=1e-2)
 
 
 def test_pretrained_ridge_decodes_a_new_session_with_and_without_calibration():

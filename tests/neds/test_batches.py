@@ -1,13 +1,22 @@
 """Batches that mix sessions compute what each session alone would."""
 
+from dataclasses import replace
+
 import msgspec
+import numpy as np
 import pytest
 import torch
 
-from neds.batches import Sampler, collate, draw_rows, step_generator
-from neds.config import ModelConfig, TrainConfig
+from neds.batches import Sampler, collate, draw_rows, step_generator, without_first
+from neds.config import MaskingConfig, ModelConfig, TrainConfig
 from neds.dataset import describe, to_recording
-from neds.losses import draw_inputs, masked_losses, training_loss
+from neds.losses import (
+    draw_inputs,
+    inputs_loss,
+    loss_weights,
+    masked_losses,
+    training_loss,
+)
 from neds.model import BehaviourSpec, Neds, SessionSpec
 from neds.processes import Processes
 from neds.train import build_model
@@ -125,6 +134,38 @@ def test_padding_and_unknown_bins_cost_nothing(small_config):
     assert not rates.grad[2:4, :, 8:].any()
     for m, output in enumerate(outputs):
         assert not output.grad[~batch.known[:, m]].any()
+
+
+def test_the_first_bins_of_every_run_are_not_asked_for(small_config):
+    binned, state = describe(make_session(gap=True), small_config.data, 20)
+    whole = to_recording(binned, state)
+    late = without_first(whole, 7)
+    early = np.concatenate([np.arange(a, a + 7) for a, _ in whole.runs])
+    assert len(early) == 14
+    assert not late.known[:, early].any()
+    rest = np.setdiff1d(np.arange(len(whole.counts)), early)
+    assert torch.equal(late.known[:, rest], whole.known[:, rest])
+    assert whole.known[:, early].all()  # what is scored stays
+    assert without_first(whole, 10**6).known.sum() == 0
+
+
+def test_without_spikes_to_predict_their_head_is_left_out_and_nothing_else(small_config):
+    only = MaskingConfig(encoding=0, decoding=1, self_spike=0, self_behaviour=0, random_token=0)
+    config = msgspec.structs.replace(small_config, masking=only)
+    found = recordings(config)
+    net = build_model(config, found)
+    sampler = Sampler.make(found, config.train, "stream")
+    loss = training_loss(net, sampler, config, 3, Processes())
+    loss.backward()
+    stitch = net.stitch_list()[0]
+    assert stitch.spikes_out.weight.grad is None
+    inputs = draw_inputs(net, sampler, config, 3, Processes(), torch.device("cpu"))
+    assert not inputs.rates
+    assert not inputs.masks.spikes.any()
+    weights = loss_weights(net, inputs.batch.sessions, config.train)
+    net.eval()
+    with_head = inputs_loss(net, replace(inputs, rates=True), weights, Processes())
+    torch.testing.assert_close(inputs_loss(net, inputs, weights, Processes()), with_head)
 
 
 def test_the_loss_of_two_halves_adds_up(small_config):

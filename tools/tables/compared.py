@@ -36,7 +36,7 @@ def tried_table(results: Sequence[Result]) -> str:
     """The search for a form: a row a variant, with the row that it changes."""
     tables = []
     for result in results:
-        scores = ("velocity.r2", "position.r2", "spikes.bps_pooled")
+        scores = list(dict.fromkeys(key for v in result["variants"] for key in v if "." in key))
         head = (f"{result['sessions']} sessions, {result['part']} part, seed {result['seed']}, "
                 f"{result['device']}")
         rows = [[head, "changed in", *map(metric_words, scores)]]
