@@ -121,7 +121,7 @@ extern "C" int emulate(const int* sizes, double rope_base, int n_modalities, con
     if (dims[2 * i + 1]) size.push_back(static_cast<std::size_t>(dims[2 * i + 1]));
     tensors[names[i]] = {data[i], size};
   }
-  const auto precision = static_cast<Precision>(how[0]);
+  const auto precision = static_cast<gpu::Precision>(how[0]);
   const Spread spread{how[1], how[2], lanes, static_cast<std::size_t>(how[3])};
   std::unique_ptr<Layout> layout;
   try {
@@ -157,9 +157,9 @@ extern "C" int emulate(const int* sizes, double rope_base, int n_modalities, con
   plan.done = &done;
 
   const bool cluster = how[4] != 0;
-  const Launch run = precision == Precision::float32    ? choose<float>(cluster)
-                     : precision == Precision::bfloat16 ? choose<Bf16>(cluster)
-                                                        : choose<Half>(cluster);
+  const Launch run = precision == gpu::Precision::float32    ? choose<float>(cluster)
+                     : precision == gpu::Precision::bfloat16 ? choose<Bf16>(cluster)
+                                                             : choose<Half>(cluster);
   StreamState state(layout->plan, rope_base);
   std::uint32_t sequence = 0;
   for (int t = 0; t < bins; ++t) {

@@ -20,7 +20,7 @@ NAMES = {
     "rrr_encoder": "reduced-rank Poisson encoder, all sessions",
     "neds_single": "NEDS, each session alone", "neds": "NEDS, all sessions",
     "neds_decoding": "NEDS, decoding only", "neds_encoding": "NEDS, encoding only",
-    "neds_window": "window form: sees later bins too",
+    "neds_window": "window form: decodes its last bin, encodes from later bins too",
     "neds_separate": "a token a modality and bin",
     "neds_all_attended": "a token a modality and bin, hidden ones attended to",
     "neds_sqrt": "square root of counts", "neds_table": "learned embedding of counts",
