@@ -81,7 +81,7 @@ def hold_to_components(
         held = components(recording, number).to(into.weight.device)
         parametrize.register_parametrization(into, "weight", held)
         if fresh:
-            small = into.parametrizations.weight.original  # type: ignore[union-attr, index]
+            small = into.get_parameter("parametrizations.weight.original")
             nn.init.normal_(small, std=small.shape[1] ** -0.5)
 
 
