@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -130,12 +131,14 @@ def serve(args: argparse.Namespace, script: Script) -> int:
     script.rehearse()
     quiet_memory()
     announce(sink)
-    try:
-        while True:
+    # A flag, not KeyboardInterrupt: that may come up inside a library's callback and be lost there.
+    asked: list[int] = []
+    signal.signal(signal.SIGINT, lambda number, _: asked.append(number))
+    while not asked:
+        if source.poll(100):
             header = source.recv()
             received = time.monotonic_ns()
             sink.send(script.answer(header, source.recv(), received))
-    except KeyboardInterrupt:
-        context.destroy(linger=0)
+    context.destroy(linger=0)
     print(json.dumps(script.summary()), flush=True)
     return 0
