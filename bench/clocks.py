@@ -25,8 +25,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neds_rt.clocks import Alignment, Side
-from neds_rt.machine import commit, machine_facts
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:  # run as a program, its neighbours are not on the path
+    sys.path.insert(0, str(ROOT))
+
+from bench.output import write_json  # noqa: E402
+from neds_rt.clocks import Alignment, Side  # noqa: E402
+from neds_rt.machine import commit, machine_facts  # noqa: E402
 
 FS, BLOCK_S, LIMIT_MS = 30_000.0, 0.02, 0.2
 DELAY_S, PULSE_S = 0.012, 1.0
@@ -143,7 +148,7 @@ def main() -> int:
     report = {"command": "python bench/clocks.py " + " ".join(sys.argv[1:]), "commit": commit(),
               "passed": passed, "limit_ms": LIMIT_MS, "rows": rows, "machine": machine_facts()}
     if args.out:
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
+        write_json(args.out, report)
     if args.json:
         print(json.dumps(report))
     return 0 if passed else 4

@@ -22,15 +22,20 @@ from typing import Any
 
 import numpy as np
 
-from neds_rt import _core
-from neds_rt.machine import commit, machine_facts
-from neds_rt.manifest import Unit
-from neds_rt.sources import open_source
-from neds_rt.sources.frame import Frame
-from neds_rt.sources.units import UnitMap
-from neds_rt.stats import percentiles
-from neds_rt.wire import decode_header
-from tools.twins.spikeglx import SpikeGlxTwin, make_ap_band
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:  # run as a program, its neighbours are not on the path
+    sys.path.insert(0, str(ROOT))
+
+from bench.output import write_json  # noqa: E402
+from neds_rt import _core  # noqa: E402
+from neds_rt.machine import commit, machine_facts  # noqa: E402
+from neds_rt.manifest import Unit  # noqa: E402
+from neds_rt.sources import open_source  # noqa: E402
+from neds_rt.sources.frame import Frame  # noqa: E402
+from neds_rt.sources.units import UnitMap  # noqa: E402
+from neds_rt.stats import percentiles  # noqa: E402
+from neds_rt.wire import decode_header  # noqa: E402
+from tools.twins.spikeglx import SpikeGlxTwin, make_ap_band  # noqa: E402
 
 FS, BLOCK = 30_000.0, 150
 
@@ -114,7 +119,7 @@ def main() -> int:
     report = {"command": "python bench/detector.py " + " ".join(sys.argv[1:]), "commit": commit(),
               "passed": passed, "core": rows, "fetched": live, "machine": machine_facts()}
     if args.out:
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
+        write_json(args.out, report)
     if args.json:
         print(json.dumps(report))
     return 0 if passed else 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,10 +20,16 @@ def write_json(path: str | Path, result: dict[str, Any]) -> None:
     staged = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        staged.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        staged.write_text(as_text(result), encoding="utf-8")
         staged.replace(path)
     except OSError as error:
         raise BadInput(path, "output", error.strerror, "a file to write") from error
+
+
+def as_text(result: dict[str, Any]) -> str:
+    """JSON with a line for each innermost object: a file of rows has as many lines as rows."""
+    text = json.dumps(result, indent=1)
+    return re.sub(r"\{\n[^{}\[\]]*\}", lambda found: re.sub(r"\n *", " ", found[0]), text) + "\n"
 
 
 def finish(

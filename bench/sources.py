@@ -29,6 +29,7 @@ if str(ROOT) not in sys.path:  # run as a program, its neighbours are not on the
     sys.path.insert(0, str(ROOT))
 
 from bench.counting import VARIABLE  # noqa: E402
+from bench.output import write_json  # noqa: E402
 from neds_rt.binning import bin_edges, bin_spikes  # noqa: E402
 from neds_rt.bundle import ModalityOut, Shape, random_bundle, write_bundle  # noqa: E402
 from neds_rt.children import Child  # noqa: E402
@@ -229,7 +230,7 @@ def main() -> int:
     report = {"command": command, "commit": commit(), "passed": all(map(passed, rows)),
               "rows": rows, "machine": machine_facts()}
     if args.out:
-        args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        write_json(args.out, report)
     if args.json:
         print(json.dumps(report))
     return 0 if report["passed"] else 4

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from bench import floor
+from bench.output import as_text
 from neds_rt.bundle import ModalityOut, Shape, random_bundle
 
 
@@ -34,3 +35,11 @@ def test_it_measures_every_precision(capsys):
 def test_it_refuses_other_sizes(text):
     with pytest.raises(SystemExit, match="--sizes"):
         floor.main(["--sizes", text])
+
+
+def test_results_are_written_a_line_a_row_and_read_back_as_they_were():
+    result = {"command": "a  b", "rows": [{"name": "x  {y}", "value": 1.5}, {"name": "z\n"}],
+              "machine": {"versions": {"numpy": "2"}}, "nothing": {}}
+    text = as_text(result)
+    assert json.loads(text) == result
+    assert '{ "name": "z\\n" }' in text
