@@ -5,6 +5,7 @@
 
 #include "assembler.hpp"
 #include "decode.hpp"
+#include "validity.hpp"
 
 namespace neds {
 
@@ -20,29 +21,6 @@ class Stepper {
   // Advances by one bin, lost for present == false; returns as many floats as the encoder takes.
   virtual const float* step(const std::uint16_t* counts, bool present) = 0;
   virtual void skip(std::int64_t n_bins) = 0;
-};
-
-// Says why a decode is or is not valid, from the bins that a window of the model can see.
-class Validity {
- public:
-  explicit Validity(std::int64_t window) : window_(window) { reset(); }
-
-  std::int64_t window() const noexcept { return window_; }
-  void reset() noexcept {
-    since_start_ = 0;
-    since_lost_ = window_;
-  }
-  // Moves on by `n_bins` bins and returns the reason code of the last of them.
-  Reason advance(bool present, std::int64_t n_bins) noexcept {
-    since_start_ = std::min(since_start_ + n_bins, window_);
-    since_lost_ = present ? std::min(since_lost_ + n_bins, window_) : 0;
-    if (since_lost_ < window_) return kGap;
-    return since_start_ < window_ ? kWarmingUp : kOk;
-  }
-
- private:
-  std::int64_t window_;
-  std::int64_t since_start_ = 0, since_lost_ = 0;  // bins, both no further than the window
 };
 
 // The stamps of the last `capacity` bins, in ns of the monotonic clock.
@@ -77,7 +55,8 @@ class Pipeline {
   std::size_t feed(std::span<const std::uint8_t> header, std::span<const std::uint8_t> payload,
                    std::int64_t recv_ns) {
     row_[0] = recv_ns;
-    assembler_.push(header.data(), header.size(), payload.data(), payload.size());
+    assembler_.push(header.data(), header.size(), payload.data(), payload.size(),
+                    recv_ns);
     return next();
   }
 
@@ -96,7 +75,7 @@ class Pipeline {
     if (lost_ > 0) return decode_lost();
     if (skipped_ > 0) {
       stepper_.skip(skipped_);
-      validity_.advance(false, skipped_);
+      validity_.advance({.lost = true}, skipped_);
       skipped_ = 0;
     }
     if (assembler_.available() == 0) return 0;
@@ -114,6 +93,7 @@ class Pipeline {
     double lag = assembler_.spike_lag_s();
     if (lag >= 0) lag += static_cast<double>(now_ns - last_sent_ns_) * 1e-9;
     const double nan = std::numeric_limits<double>::quiet_NaN();
+    encoder_.set_missing({});
     return encoded(encoder_.encode(seq_, -1, nan, lag, now_ns, reason, nullptr));
   }
 
@@ -127,7 +107,6 @@ class Pipeline {
     epoch_ = assembler_.epoch();
     stepper_.reset();
     validity_.reset();
-    encoder_.set_session(assembler_.session());
   }
 
   std::size_t decode_lost() {
@@ -139,9 +118,12 @@ class Pipeline {
     row_[1] = monotonic_ns();
     const float* outputs = stepper_.step(assembler_.counts().data(), present);
     row_[2] = monotonic_ns();
+    const BinFacts facts{!present, !assembler_.missing().empty(), assembler_.clock_jumped()};
+    encoder_.set_session(assembler_.session());  // a stream that joins late may bring another name
+    encoder_.set_missing(assembler_.missing());
     const std::size_t size =
         encoder_.encode(seq_, bin, assembler_.end_s(bin), assembler_.spike_lag_s(), row_[0],
-                        validity_.advance(present, 1), outputs);
+                        validity_.advance(facts, 1), outputs);
     row_[3] = encoder_.pub_ns();
     unsent_ = true;
     return encoded(size);
