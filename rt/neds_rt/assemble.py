@@ -29,7 +29,8 @@ PARTS = COUNTERS.index("bad_parts")
 OVERSIZE = COUNTERS.index("oversize")
 
 REASONS: tuple[str, ...] = _core.REASONS
-OK, WARMING_UP, GAP, STALE, NOT_FINITE, ENGINE_FAILED = range(len(REASONS))
+OK, WARMING_UP, GAP, STALE, NOT_FINITE, ENGINE_FAILED = range(6)
+FAILED_OVER = REASONS.index("failed over")
 
 DEFAULT_OPEN_BINS = 512
 

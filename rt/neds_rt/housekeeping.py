@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -45,8 +45,13 @@ logger = logging.getLogger("neds_rt.server")
 class Housekeeping:
     """Logs the first of every kind of trouble and tends the sources, while the server runs."""
 
-    def __init__(self, counters: NDArray[np.int64], sources: Sequence[Source] = ()) -> None:
+    def __init__(
+        self, counters: NDArray[np.int64], sources: Sequence[Source] = (),
+        also: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`also` is called as often as the counters are looked at."""
         self._counters = counters
+        self._also = also
         self._sources = sources
         self._states = [""] * len(sources)
         self._said: set[str] = set()
@@ -83,6 +88,7 @@ class Housekeeping:
                     logger.warning("%s: %s", source.name, state)
 
     def _look(self) -> None:
+        self._also()
         counters = dict(zip(COUNTERS, self._counters.tolist(), strict=True))
         self._log_first("", counters, MESSAGES)
         for source in self._sources:

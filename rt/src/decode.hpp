@@ -1,6 +1,7 @@
 // Writes decode messages: one MessagePack map a message, into a buffer taken once.
 #pragma once
 
+#include <array>
 #include <chrono>
 #include <cmath>
 #include <stdexcept>
@@ -39,10 +40,14 @@ struct Modality {
   std::vector<float> sd;
 };
 
-enum Reason : int { kOk, kWarmingUp, kGap, kStale, kNotFinite, kEngineFailed, kReasons };
+enum Reason : int {
+  kOk, kWarmingUp, kGap, kStale, kNotFinite, kEngineFailed, kStreamMissing, kUnitsSilent,
+  kUnitsSaturated, kClockJump, kFailedOver, kDrift, kDeadlineMissed, kReasons
+};
 
 inline constexpr std::array<const char*, kReasons> kReasonNames = {
-    "ok", "warming up", "gap", "stale", "not finite", "engine failed"};
+    "ok", "warming up", "gap", "stale", "not finite", "engine failed", "stream missing",
+    "units silent", "units saturated", "clock jump", "failed over", "drift", "deadline missed"};
 
 class DecodeEncoder {
  public:
