@@ -128,7 +128,10 @@ class Follower {
   }
 
   // Whatever the engine was at before: the next call of follow() begins at the oldest entry.
-  void restart() noexcept { started_ = false; }
+  void restart() noexcept {
+    started_ = false;
+    next_ = 0;
+  }
 
   // Goes through `most` entries at most and returns their number; what the engine throws passes.
   std::size_t follow(std::size_t most) {

@@ -1,5 +1,9 @@
 """Engines that fail in every way an engine can: told by class, in the process of a server."""
 
+import time
+
+import numpy as np
+
 from neds_rt.engines.native import NativeEngine
 
 GOOD_STEPS = 8
@@ -48,3 +52,55 @@ class Shapeless:
 
     def __init__(self, bundle, precision):
         pass
+
+
+class Patient(NativeEngine):
+    """Works, in Python."""
+
+    name = "patient"
+
+
+class _Loaded(NativeEngine):
+    """Works the first time that it is built in a process, as the one that a server starts with."""
+
+    built = 0
+
+    def __init__(self, bundle, precision):
+        super().__init__(bundle, precision)
+        type(self).built += 1
+        self.second = self.built > 1
+
+
+class LoadedRaising(_Loaded):
+    """Raises at once when it is loaded beside another."""
+
+    def step(self, counts, present=True):
+        if self.second:
+            raise RuntimeError("the device\nis gone")
+        return super().step(counts, present)
+
+
+class LoadedNaN(_Loaded):
+    """Says nothing that is a number."""
+
+    def step(self, counts, present=True):
+        found = super().step(counts, present)
+        return np.full_like(found, np.nan) if self.second else found
+
+
+class LoadedSlow(_Loaded):
+    """Takes 8 ms."""
+
+    def step(self, counts, present=True):
+        if self.second:
+            time.sleep(0.008)
+        return super().step(counts, present)
+
+
+class LoadedUnbuildable(_Loaded):
+    """Cannot be built a second time."""
+
+    def __init__(self, bundle, precision):
+        super().__init__(bundle, precision)
+        if self.second:
+            raise MemoryError("no room")
