@@ -14,6 +14,7 @@ import stat
 import struct
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,10 +71,8 @@ class ControlSocket:
 
     def close(self) -> None:
         """Answer no more and remove the socket; what is going on ends with the process."""
-        try:
+        with suppress(OSError):  # some systems have nothing to shut down on a listening socket
             self._socket.shutdown(socket.SHUT_RDWR)  # wakes the thread
-        except OSError:
-            pass  # some systems have nothing to shut down on a listening socket
         self._socket.close()
         self.path.unlink(missing_ok=True)
 

@@ -1,7 +1,7 @@
 """The server's engine: which model serves, what may take its place, and who may ask for that.
 
-The switching itself is C++ (`rt/src/engine_slot.hpp`), on the serving thread, between two bins. This
-object owns what it switches between, and tells and remembers what happened.
+The switching itself is C++ (`rt/src/engine_slot.hpp`), on the serving thread, between two bins.
+This object owns what it switches between, and tells and remembers what happened.
 """
 
 from __future__ import annotations

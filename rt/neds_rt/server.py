@@ -19,7 +19,7 @@ from neds_rt.bundle import Bundle
 from neds_rt.config import ServeConfig
 from neds_rt.engine_slot import EngineSlot
 from neds_rt.engines import Engine
-from neds_rt.errors import BadInput, EngineFailed, StartError
+from neds_rt.errors import BadInput, EngineFailed
 from neds_rt.housekeeping import Housekeeping, logger
 from neds_rt.keepwarm import NEVER, KeepWarm
 from neds_rt.machine import machine_facts, resident_bytes

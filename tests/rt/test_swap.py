@@ -1,5 +1,6 @@
 """Swaps on a live server: every decode is what its model says, none is missed, bad ones refused."""
 
+import itertools
 import subprocess
 
 import numpy as np
@@ -113,7 +114,7 @@ def check(rig, *paths):
     for decode in rig.seen:
         np.testing.assert_allclose(said(decode), truth[decode.model][decode.bin], atol=2e-6)
     order = [d.model for d in rig.seen]
-    return [order[0], *(b for a, b in zip(order, order[1:], strict=False) if a != b)]
+    return [order[0], *(b for a, b in itertools.pairwise(order) if a != b)]
 
 
 @pytest.fixture
@@ -171,7 +172,7 @@ def test_a_wider_window_is_valid_once_it_is_full_of_bins_that_are_kept(model, tm
         rig.change("load", wide)
         rig.bins(60)
         rig.server.end()
-    x, y = check(rig, model, wide)
+    _, y = check(rig, model, wide)
     for decode in rig.seen:
         window = 60 if decode.model == y else SHAPE.window
         assert decode.reason == ("ok" if decode.bin >= window - 1 else "warming up")
@@ -221,8 +222,8 @@ def test_other_units_and_damaged_files_are_refused(model, tmp_path):
 
 @pytest.mark.parametrize(
     ("kind", "text"),
-    [("LoadedRaising", "the device"), ("LoadedNaN", "not finite"), ("LoadedSlow", "expected at most 5.0"),
-     ("LoadedUnbuildable", "cannot be built")],
+    [("LoadedRaising", "the device"), ("LoadedNaN", "not finite"),
+     ("LoadedSlow", "expected at most 5.0"), ("LoadedUnbuildable", "cannot be built")],
 )
 def test_an_engine_that_fails_beside_the_served_one_is_refused(model, tmp_path, kind, text):
     engine = f"--engine=tests.rt.failing_engine:{kind}"
@@ -251,7 +252,7 @@ def test_gaps_and_restarts_are_part_of_what_a_new_model_has_seen(model, tmp_path
         rig.bins(6)
         rig.server.end()
     assert [d.bin for d in rig.seen] == list(range(len(rig.counts)))
-    x, y = check(rig, model, other)
+    assert len(check(rig, model, other)) == 2
     assert {d.reason for d in rig.seen if at <= d.bin < at + 2} == {"gap"}
 
 

@@ -43,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
         found = "a bundle" if args.bundle else "none"
         expected = "one for load, none for rollback and info"
         raise BadInput(f"model {args.action}", "bundle", found, expected)
+    if not 0 < args.timeout < 1e6:
+        raise BadInput(f"model {args.action}", "--timeout", args.timeout, "seconds above 0")
     path = str(Path(args.bundle).absolute()) if args.bundle else ""
     result = ask(args.control, Request(args.action, path, args.shadow_bins), args.timeout)
     print(json.dumps(result) if args.json else _text(args.action, result))
