@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,9 +49,11 @@ class Housekeeping:
 
     def __init__(
         self, counters: NDArray[np.int64], sources: Sequence[Source] = (),
-        aligner: Aligner | None = None,
+        aligner: Aligner | None = None, also: Callable[[], None] = lambda: None,
     ) -> None:
+        """`also` is called as often as the counters are looked at."""
         self._counters = counters
+        self._also = also
         self._sources = sources
         self._aligner = aligner
         self._states: dict[str, str] = {}  # what was said last, by whom
@@ -93,6 +95,7 @@ class Housekeeping:
                 logger.warning("%s: %s", name, state)
 
     def _look(self) -> None:
+        self._also()
         counters = dict(zip(COUNTERS, self._counters.tolist(), strict=True))
         self._log_first("", counters, MESSAGES)
         for source in self._sources:
