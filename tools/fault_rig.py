@@ -268,6 +268,11 @@ def judge(rig: Rig, summary: dict[str, Any]) -> Verdict:
             engines.skip(decode.bin - last - 1)
         last = decode.bin
         counts = rig.truth.get((decode.session.split("+")[0], decode.bin))
+        if decode.missing and counts is not None:  # stepped without them, and said so
+            counts = counts.copy()
+            for k, probe in enumerate(PROBES):
+                if probe in decode.missing:
+                    counts[k * UNITS_A_PROBE : (k + 1) * UNITS_A_PROBE] = 0
         found = np.array(decode.values["velocity"].mean, np.float32)
         lost, right = engines.step(counts, found, not decode.valid)
         lost_told += lost

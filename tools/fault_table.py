@@ -14,9 +14,10 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
-from neds_rt.wire import SPIKE_DTYPE
+import numpy as np
+
 from tools import faulty_engine
-from tools.fault_rig import BIN_S, WIDTH, Bin, Message, Probe, Rig
+from tools.fault_rig import WIDTH, Bin, Message, Probe, Rig
 
 
 class Episode(NamedTuple):
@@ -52,14 +53,20 @@ def _mangled(rig: Rig, n: int, mangle: Callable[[Probe, Bin], list[Message]]) ->
     return Episode(began, rig.tick())
 
 
+def _lost(probe: Probe, bin_: Bin) -> list[Message]:
+    """The frame is made and numbered, and never sent."""
+    probe.frame(bin_)
+    return []
+
+
 def one_frame_lost(rig: Rig) -> Episode:
     """A frame never arrives."""
-    return _mangled(rig, 1, lambda probe, bin_: [] if probe.frame(bin_) else [])
+    return _mangled(rig, 1, _lost)
 
 
 def frames_lost(rig: Rig) -> Episode:
     """Some frames in a row never arrive."""
-    return _mangled(rig, _some_bins(rig), lambda probe, bin_: [] if probe.frame(bin_) else [])
+    return _mangled(rig, _some_bins(rig), _lost)
 
 
 def frames_twice(rig: Rig) -> Episode:
@@ -148,8 +155,7 @@ def acquisition_restarts(rig: Rig) -> Episode:
 
 def probe_unplugged(rig: Rig) -> Episode:
     """One of the two probes is silent for half a second or more and comes back with a gap."""
-    return _mangled(rig, _some_bins(rig, 25, 60),
-                    lambda probe, bin_: [] if probe.frame(bin_) else [])
+    return _mangled(rig, _some_bins(rig, 25, 60), _lost)
 
 
 def probe_late(rig: Rig) -> Episode:
@@ -166,31 +172,36 @@ def probe_late(rig: Rig) -> Episode:
 
 def input_stops(rig: Rig) -> Episode:
     """All input stops for half a second or more; what was recorded meanwhile is lost."""
-    began = rig.tick(lambda probe, bin_: [] if probe.frame(bin_) else [])
+    began = rig.tick(_lost)
     for _ in range(_some_bins(rig, 25, 60)):
-        rig.tick(lambda probe, bin_: [] if probe.frame(bin_) else [])
+        rig.tick(_lost)
     return Episode(began, rig.tick())
 
 
 def publisher_rebinds(rig: Rig) -> Episode:
     """A publisher's socket closes, so its connection breaks, and opens again."""
-    probe = rig.probes[0]
-    probe.close()
-    began = rig.tick(lambda p, bin_: [p.frame(bin_)] if p is not probe else (
-        [] if p.frame(bin_) else []))
+    closed = rig.probes[0]
+
+    def silent(probe: Probe, bin_: Bin) -> list[Message]:
+        return _lost(probe, bin_) if probe is closed else [probe.frame(bin_)]
+
+    closed.close()
+    began = rig.tick(silent)
     for _ in range(_some_bins(rig)):
-        rig.tick(lambda p, bin_: [p.frame(bin_)] if p is not probe else (
-            [] if p.frame(bin_) else []))
-    probe.open()
+        rig.tick(silent)
+    closed.open()
     return Episode(began, rig.tick())
 
 
 def server_held_up(rig: Rig) -> Episode:
-    """The server is stopped for some bins, as by a machine that hangs, and goes on."""
+    """The server is stopped for some bins, as by a machine that hangs, and goes on.
+
+    Nobody can say anything until then: the damage begins with its first decode afterwards.
+    """
     os.kill(rig.server.pid, signal.SIGSTOP)
-    began = rig.tick()
-    for _ in range(_some_bins(rig, 3, 20)):
+    for _ in range(_some_bins(rig, 5, 20)):
         rig.tick()
+    began = time.monotonic_ns()
     os.kill(rig.server.pid, signal.SIGCONT)
     return Episode(began, rig.tick())
 
@@ -221,16 +232,10 @@ def far_ahead(rig: Rig) -> Episode:
         spikes = bin_.spikes.copy()
         stray = spikes[:1].copy() if len(spikes) else spikes
         stray["sample"] += 180_000 * WIDTH
-        whole = Bin(bin_.session, bin_.index, _join(spikes, stray))
-        return [probe.frame(whole)]
+        both = np.concatenate([spikes, stray])
+        return [probe.frame(Bin(bin_.session, bin_.index, both))]
 
     return _mangled(rig, _some_bins(rig), ahead)
-
-
-def _join(*parts):  # type: ignore[no-untyped-def]
-    import numpy as np
-
-    return np.concatenate(parts).astype(SPIKE_DTYPE)
 
 
 def slow_subscriber(rig: Rig) -> Episode:
@@ -297,5 +302,3 @@ FAULTS: dict[str, Fault] = {
     "engine not a number": Fault(engine_nan, engine=FAULTY),
     "engine too slow": Fault(engine_slow, engine=FAULTY),
 }
-
-BIN_MS = 1e3 * BIN_S
