@@ -212,7 +212,7 @@ class Server:
             now = now_ns()
             if self._closed_ns:
                 self._patience.waited(now - self._closed_ns, self.decodes - before)
-                pipeline.set_backlog(self._patience.backlog)
+                pipeline.set_patience(self._patience.limit_ns * 1e-9, self._patience.backlog)
             self._closed_ns = now
             self._stale_due_ns = now + self._patience.limit_ns
             self.keep_warm.bin_closed(received, pipeline.service_ns)

@@ -39,8 +39,11 @@ class Pipeline {
   Pipeline(Assembler& assembler, const Model& model, LatencyRing& latency)
       : assembler_(assembler), slot_(model), latency_(latency), validity_(model.window) {}
 
-  // Bins that may wait behind the one that is decoded; with more, it comes too late to be valid.
-  void set_backlog(std::int64_t bins) noexcept { backlog_ = bins; }
+  // What comes later than `late_s` after its time, or with more bins waiting behind it, is late.
+  void set_patience(double late_s, std::int64_t backlog) noexcept {
+    late_s_ = late_s;
+    backlog_ = backlog;
+  }
 
   // Swap and fail-over; what belongs to which thread is said there.
   EngineSlot& slot() noexcept { return slot_; }
@@ -118,7 +121,8 @@ class Pipeline {
     slot_.judge(row_[2] - row_[1]);
     const BinFacts facts{!present, !assembler_.missing().empty(), assembler_.clock_jumped()};
     Reason seen = validity_.advance(facts, 1);
-    if (seen == kOk && assembler_.available() > backlog_) seen = kDeadlineMissed;
+    const bool late = assembler_.available() > backlog_ || assembler_.late_s() > late_s_;
+    if (seen == kOk && late) seen = kDeadlineMissed;
     DecodeEncoder& encoder = slot_.encoder();
     encoder.set_session(assembler_.session());  // a stream that joins late may bring another name
     encoder.set_missing(assembler_.missing());
@@ -148,6 +152,7 @@ class Pipeline {
   LatencyRing::Row row_{};
   std::array<std::int64_t, kReasons> reasons_{};
   std::int64_t epoch_ = -1, seq_ = 0, last_sent_ns_ = 0;
+  double late_s_ = std::numeric_limits<double>::infinity();
   std::int64_t backlog_ = std::numeric_limits<std::int64_t>::max();
   std::int64_t lost_ = 0, skipped_ = 0, lost_bin_ = 0;  // lost bins still to publish, to skip
   bool unsent_ = false;

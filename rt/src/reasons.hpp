@@ -42,7 +42,7 @@ inline constexpr std::array<ReasonText, kReasons> kReasonTable = {{
     {"failed over", "another engine took over and has not seen a full window"},
     {"drift", "firing, or how well the model predicts it, is not what it was in training"},
     {"deadline missed",
-     "written later than `--deadline-ms` after its frame came, or with newer bins waiting"},
+     "written later than `--deadline-ms` after its frame came, or the frame came late itself"},
 }};
 
 }  // namespace neds
