@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -174,13 +175,20 @@ def judge(rig: Rig, bundles: list[Bundle]) -> dict[str, Any]:
     late_us = (arrival - rig.due_ns[bins]) / 1e3
     service = np.array([row.decode.service_us for row in rig.rows])
     phase = phases(rig, arrival)
+    model = np.array([row.decode.model for row in rig.rows])
+    names = dict(zip(expected, SIZES, strict=False))
+
+    def by_model(values: NDArray[np.float64]) -> dict[str, dict[str, Any]]:
+        """Percentiles by model, since one costs ten times the other, and by phase."""
+        return {size: {p: percentiles(values[(phase == p) & (model == of)]) for p in PHASES}
+                for of, size in names.items()}
+
     return {
         "bins": rig.sent, "decodes": len(rig.rows), "missed": rig.sent - len(set(bins.tolist())),
         "twice": len(bins) - len(set(bins.tolist())), "wrong_model": wrong, "largest_error": worst,
         "late": {name: int((late_us[phase == name] > BIN_S * 1e6).sum()) for name in PHASES},
         "decodes_by_phase": {name: int((phase == name).sum()) for name in PHASES},
-        "service_us": {name: percentiles(service[phase == name]) for name in PHASES},
-        "arrival_us": {name: percentiles(late_us[phase == name]) for name in PHASES},
+        "service_us": by_model(service), "arrival_us": by_model(late_us),
     }
 
 
@@ -210,7 +218,7 @@ def run_swaps(folder: Path, n: int, engine: str, seed: int) -> dict[str, Any]:
 
     summary = rig.run(n, change, seed)
     seen = [row.decode.model for row in rig.rows]
-    changes = sum(a != b for a, b in zip(seen, seen[1:], strict=False))
+    changes = sum(a != b for a, b in pairwise(seen))
     stages = {name: percentiles(np.array([c.report["seconds"][name] for c in rig.changes]))
               for name in rig.changes[0].report["seconds"]}
     return {
@@ -252,8 +260,10 @@ def print_table(report: dict[str, Any]) -> None:
         head = part.get("asked", part.get("killed"))
         print(f"{head} {name}: {part['decodes']} decodes, {part['missed']} missed, "
               f"{part['wrong_model']} wrong, late {part['late']}")
-        for phase, figures in part["service_us"].items():
-            print(f"  {phase:18}", figures)
+        for size, rows in part["service_us"].items():
+            for phase, figures in rows.items():
+                text = "".join(f"{k} {v:9.1f}  " for k, v in (figures or {}).items())
+                print(f"  service us, {size:6} {phase:18} {text}")
 
 
 def main() -> int:

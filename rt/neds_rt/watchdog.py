@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 
 from neds_rt import _core
@@ -33,7 +34,7 @@ class Watchdog:
         self._pipeline, self._last_words = pipeline, last_words
         self._limit_ns = int(limit_s * 1e9)
         self._limit_s = limit_s
-        self._stop = threading.Event()
+        self._stopping = False
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
     def start(self) -> None:
@@ -42,12 +43,13 @@ class Watchdog:
 
     def stop(self) -> None:
         """End the thread."""
-        self._stop.set()
+        self._stopping = True
         if self._thread.ident is not None:
             self._thread.join()
 
     def _run(self) -> None:
-        while not self._stop.wait(PERIOD_S):
+        while not self._stopping:
+            time.sleep(PERIOD_S)  # not an event's wait, which takes memory each time
             since = self._pipeline.busy_since
             if since > 0 and now_ns() - since > self._limit_ns and self._pipeline.cut_off(since):
                 self._end()
