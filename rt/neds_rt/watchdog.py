@@ -11,7 +11,6 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import time
 from collections.abc import Callable
 
 from neds_rt import _core
@@ -34,7 +33,7 @@ class Watchdog:
         self._pipeline, self._last_words = pipeline, last_words
         self._limit_ns = int(limit_s * 1e9)
         self._limit_s = limit_s
-        self._stopping = False
+        self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
 
     def start(self) -> None:
@@ -43,13 +42,12 @@ class Watchdog:
 
     def stop(self) -> None:
         """End the thread."""
-        self._stopping = True
+        self._stop.set()
         if self._thread.ident is not None:
             self._thread.join()
 
     def _run(self) -> None:
-        while not self._stopping:
-            time.sleep(PERIOD_S)  # not an event's wait, which takes memory each time
+        while not self._stop.wait(PERIOD_S):
             since = self._pipeline.busy_since
             if since > 0 and now_ns() - since > self._limit_ns and self._pipeline.cut_off(since):
                 self._end()

@@ -119,6 +119,7 @@ def count_server(heap, name, model, uri, *, traced):
     server.keep_warm.bin_closed = bin_closed
     if traced:
         tracemalloc.start()
+        heap.control()  # what the counter itself holds is there from now on
     server.run(announce)
     assert server.decodes == FIRST + BINS + 2
     return {"allocations": int(seen[3] - seen[1]), "python_bytes": int(seen[4] - seen[2])}
