@@ -60,9 +60,8 @@ class Row(NamedTuple):
 
 
 class Change(NamedTuple):
-    """One change that was asked for; times are ns of the monotonic clock."""
+    """One change: when its answer came, in ns of the monotonic clock, and what it was."""
 
-    begin_ns: int
     end_ns: int
     report: dict[str, Any]
 
@@ -98,9 +97,8 @@ class Rig:
                     time.sleep(0.1)
                 for i in range(n):
                     time.sleep(rng.uniform(*PAUSE_S))
-                    begin = time.monotonic_ns()
                     report = change(i)
-                    self.changes.append(Change(begin, time.monotonic_ns(), report))
+                    self.changes.append(Change(time.monotonic_ns(), report))
             except BaseException as error:
                 self.failure = error
             done.set()
@@ -192,18 +190,23 @@ def judge(rig: Rig, bundles: list[Bundle]) -> dict[str, Any]:
     }
 
 
-PHASES = ("elsewhere", "while loading", "around the change")
+# Reading, building and warming hold the interpreter at times; replaying hardly does.
+PHASES = ("elsewhere", "read, build, warm", "replay, shadow", "around the change")
 
 
 def phases(rig: Rig, arrival: NDArray[np.int64]) -> NDArray[np.str_]:
     """Return the phase of every decode; a change is the first decode of another model or engine."""
     phase = np.full(len(rig.rows), PHASES[0], dtype="U20")
     for change in rig.changes:
-        phase[(arrival >= change.begin_ns) & (arrival <= change.end_ns)] = PHASES[1]
+        seconds = change.report["seconds"]
+        built = change.end_ns - 1e9 * sum(seconds[k] for k in ("replay", "shadow", "swap"))
+        begun = built - 1e9 * sum(seconds[k] for k in ("read", "build", "warm"))
+        phase[(arrival >= begun) & (arrival < built)] = PHASES[1]
+        phase[(arrival >= built) & (arrival <= change.end_ns)] = PHASES[2]
     for i in range(1, len(rig.rows)):
         now, before = rig.rows[i].decode, rig.rows[i - 1].decode
         if now.model != before.model or now.reason == "failed over":
-            phase[i : i + AFTER_BINS] = PHASES[2]
+            phase[i : i + AFTER_BINS] = PHASES[3]
     return phase
 
 
