@@ -22,6 +22,12 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     align: Literal["auto", "on", "off"] = "auto"  # probes with clocks of their own
     keep_warm: Literal["auto", "on", "off"] = "auto"
     stale_after: float = 0.5  # seconds without a closed bin before decodes are marked stale
+    # Seconds for which bins wait for a stream that says nothing new while others go on. Ten blocks
+    # of the slowest acquisition program known; half of stale_after, so that one dead probe is told
+    # as what it is before all input would count as stale.
+    close_after: float = 0.25
+    clock_jump: float = 0.5  # seconds by which a stream's clock may leave this machine's
+    deadline_ms: float | None = None  # of a decode, from its frame on; a bin's length by default
     open_bins: int = 512  # bins kept open per probe for early spikes and slow other probes
     max_bins: int | None = None  # end after this many decoded bins
     idle_exit: float | None = None  # end this many seconds after the last bin
@@ -38,10 +44,11 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise BadInput("serve", "--probe", "none", "at least one NAME=URI")
         if not self.model:
             raise BadInput("serve", "--model", "none", "a model bundle")
-        for name in ("stale_after", "idle_exit", "hang_after", "budget_ms"):
+        for name in ("stale_after", "close_after", "clock_jump", "deadline_ms", "idle_exit",
+                     "hang_after", "budget_ms"):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
-                unit = "milliseconds" if name == "budget_ms" else "seconds"
+                unit = "milliseconds" if name.endswith("_ms") else "seconds"
                 raise BadInput("serve", _option(name), value, f"a number of {unit} above 0")
         limits = (("open_bins", 4, 1 << 20), ("max_bins", 1, None), ("overruns", 1, 1 << 20))
         for name, least, most in limits:

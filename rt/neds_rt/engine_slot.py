@@ -160,9 +160,11 @@ class EngineSlot:
         return self._model(bundle, load_engine(self._config.engine, bundle))
 
     def _model(self, bundle: Bundle, engine: Engine) -> ServedModel:
+        config, bin_s = self._config, bundle.manifest.bin_size_s
         return ServedModel(
-            bundle, engine, self._assembler, self._history, len(self._config.probe),
-            standby=self._config.fail_over == "native",
+            bundle, engine, self._assembler, self._history, len(config.probe),
+            standby=config.fail_over == "native",
+            deadline_s=config.deadline_ms / 1e3 if config.deadline_ms else bin_s,
         )
 
     def _handle(self, request: Request) -> dict[str, Any]:

@@ -21,6 +21,7 @@ PERIOD_S = 0.25
 # What is said when a counter first moves; counters that are not here are part of normal work.
 MESSAGES = {
     "gaps": "a stretch of the input is missing; its bins are lost",
+    "missing": "a stream says nothing new while others go on; bins close without it",
     "restarts": "the source restarted; the model starts anew",
     "saturated": "a unit had more than 65535 spikes in a bin",
     "late_spikes": "spikes below their stream's watermark were dropped",

@@ -41,7 +41,7 @@ class ServedModel:
 
     def __init__(
         self, bundle: Bundle, engine: Engine, assembler: _core.Assembler,
-        history: _core.History, n_streams: int, *, standby: bool,
+        history: _core.History, n_streams: int, *, standby: bool, deadline_s: float | None = None,
     ) -> None:
         """Build what is missing around `engine`; with `standby` also a native engine beside it.
 
@@ -50,7 +50,7 @@ class ServedModel:
         check_engine(engine, bundle)
         manifest = bundle.manifest
         self.manifest, self.engine, self.where = manifest, engine, bundle.where
-        self.encoder = assemble.make_encoder(manifest, n_streams)
+        self.encoder = assemble.make_encoder(manifest, n_streams, deadline_s)
         self.message = self.encoder.buffer.data
         self.rehearse = assemble.Rehearsal(manifest, engine)
         self.follower = _follower(engine, history)

@@ -45,7 +45,8 @@ class Server:
         self.config = config
         unit_file = read_unit_file(config.units) if config.units else None
         self._unit_maps = assemble.unit_maps(manifest, list(config.probe), unit_file)
-        self.assembler = assemble.make_assembler(manifest, list(config.probe), config.open_bins)
+        self.assembler = assemble.make_assembler(
+            manifest, list(config.probe), config.open_bins, config.close_after, config.clock_jump)
         self.latency = _core.LatencyRing(LATENCY_BINS)
         self.slot = EngineSlot(config, bundle, engine, self.assembler, self.latency)
         self._pipeline = self.slot.pipeline
@@ -59,7 +60,8 @@ class Server:
         self.failure: EngineFailed | None = None  # why the server ended by itself
         self._last_frame_ns = self._stale_due_ns = 0
         self._idle_ns = NEVER if config.idle_exit is None else int(config.idle_exit * 1e9)
-        self._stale_ns = max(int(config.stale_after * 1e9), 2 * self._bin_ns)
+        # Bins come a bin apart: less than that and 5 ms for the way says nothing of the input.
+        self._stale_ns = max(int(config.stale_after * 1e9), self._bin_ns + 5_000_000)
         self._rss_ready: int | None = None
         self._source_reports: dict[str, dict[str, Any]] = {}
         self._sources: dict[Any, Source] = {}  # by what the poller calls them

@@ -79,9 +79,14 @@ void bind_parts(nb::module_& m) {
   nb::class_<Validity>(m, "Validity", "Says why a decode is or is not valid.")
       .def(nb::init<std::int64_t>(), "window"_a)
       .def("reset", &Validity::reset)
-      .def("advance", [](Validity& self, bool present,
-                         std::int64_t n_bins) { return int{self.advance(present, n_bins)}; },
-           "present"_a, "n_bins"_a = 1);
+      .def("advance",
+           [](Validity& self, bool present, std::int64_t n_bins, bool partial, bool jumped,
+              int health) {
+             if (health < 0 || health >= kReasons) throw nb::index_error("no such reason");
+             return int{self.advance({!present, partial, jumped}, n_bins,
+                                     static_cast<Reason>(health))};
+           },
+           "present"_a, "n_bins"_a = 1, "partial"_a = false, "jumped"_a = false, "health"_a = 0);
   nb::class_<LatencyRing>(m, "LatencyRing", "Stamps of the last bins, in memory taken once.")
       .def(nb::init<std::size_t>(), "capacity"_a)
       .def("add", [](LatencyRing& self, std::int64_t received, std::int64_t assembled,

@@ -6,35 +6,9 @@
 #include "assembler.hpp"
 #include "decode.hpp"
 #include "engine_slot.hpp"
+#include "validity.hpp"
 
 namespace neds {
-
-// Says why a decode is or is not valid, from the bins that a window of the model can see.
-class Validity {
- public:
-  explicit Validity(std::int64_t window) : window_(window) { reset(); }
-
-  std::int64_t window() const noexcept { return window_; }
-  // From the next bin on, a window is as long as another model's.
-  void set_window(std::int64_t window) noexcept { window_ = window; }
-  void reset() noexcept {
-    since_start_ = 0;
-    since_lost_ = kLongAgo;
-  }
-  // Moves on by `n_bins` bins and returns the reason code of the last of them.
-  Reason advance(bool present, std::int64_t n_bins) noexcept {
-    since_start_ = std::min(since_start_ + n_bins, kLongAgo);
-    since_lost_ = present ? std::min(since_lost_ + n_bins, kLongAgo) : 0;
-    if (since_lost_ < window_) return kGap;
-    return since_start_ < window_ ? kWarmingUp : kOk;
-  }
-
- private:
-  static constexpr std::int64_t kLongAgo = std::int64_t{1} << 53;  // more than a stream has
-
-  std::int64_t window_;
-  std::int64_t since_start_ = 0, since_lost_ = 0;  // bins
-};
 
 // The stamps of the last `capacity` bins, in ns of the monotonic clock.
 class LatencyRing {
@@ -72,7 +46,8 @@ class Pipeline {
   std::size_t feed(std::span<const std::uint8_t> header, std::span<const std::uint8_t> payload,
                    std::int64_t recv_ns) {
     row_[0] = recv_ns;
-    assembler_.push(header.data(), header.size(), payload.data(), payload.size());
+    assembler_.push(header.data(), header.size(), payload.data(), payload.size(),
+                    recv_ns);
     return next();
   }
 
@@ -91,7 +66,7 @@ class Pipeline {
     if (lost_ > 0) return decode_lost();
     if (skipped_ > 0) {
       slot_.skip(skipped_);
-      validity_.advance(false, skipped_);
+      validity_.advance({.lost = true}, skipped_);
       skipped_ = 0;
     }
     if (assembler_.available() == 0) return 0;
@@ -109,6 +84,7 @@ class Pipeline {
     double lag = assembler_.spike_lag_s();
     if (lag >= 0) lag += static_cast<double>(now_ns - last_sent_ns_) * 1e-9;
     const double nan = std::numeric_limits<double>::quiet_NaN();
+    slot_.encoder().set_missing({});
     return encoded(slot_.encoder().encode(seq_, -1, nan, lag, now_ns, reason, nullptr));
   }
 
@@ -124,7 +100,6 @@ class Pipeline {
     epoch_ = assembler_.epoch();
     slot_.reset();
     validity_.reset();
-    slot_.encoder().set_session(assembler_.session());
   }
 
   std::size_t decode_lost() {
@@ -134,23 +109,21 @@ class Pipeline {
 
   std::size_t decode(std::int64_t bin, bool present) {
     row_[1] = monotonic_ns();
-    if (slot_.adopt()) change_model();
+    if (slot_.adopt()) validity_.set_window(slot_.window());
     const float* outputs = slot_.step(assembler_.counts().data(), present);
     row_[2] = monotonic_ns();
     slot_.judge(row_[2] - row_[1]);
-    const Reason seen = validity_.advance(present, 1);
+    const BinFacts facts{!present, !assembler_.missing().empty(), assembler_.clock_jumped()};
+    const Reason seen = validity_.advance(facts, 1);
     DecodeEncoder& encoder = slot_.encoder();
+    encoder.set_session(assembler_.session());  // a stream that joins late may bring another name
+    encoder.set_missing(assembler_.missing());
     const std::size_t size =
         encoder.encode(seq_, bin, assembler_.end_s(bin), assembler_.spike_lag_s(), row_[0],
                        slot_.failed_over() ? kFailedOver : seen, outputs);
     row_[3] = encoder.pub_ns();
     unsent_ = true;
     return encoded(size);
-  }
-
-  void change_model() {
-    slot_.encoder().set_session(assembler_.session());
-    validity_.set_window(slot_.window());
   }
 
   std::size_t encoded(std::size_t size) noexcept {

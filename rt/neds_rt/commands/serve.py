@@ -49,6 +49,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--stale-after", type=float, metavar="S",
         help=f"publish invalid decodes at the bin rate when no bin closed for S seconds "
              f"(default {d.stale_after:g})")
+    add("--close-after", type=float, metavar="S",
+        help="close bins without a probe that says nothing new for S seconds while others go on; "
+             f"decodes are then invalid and name it (default {d.close_after:g})")
+    add("--clock-jump", type=float, metavar="S",
+        help="decodes are invalid where a probe's sample clock, once it kept pace with this "
+             f"machine's, leaves it by S seconds (default {d.clock_jump:g})")
+    add("--deadline-ms", type=float, metavar="MS",
+        help="decodes written later than this after their frame came are invalid "
+             "(default: the length of a bin)")
     add("--open-bins", type=int, metavar="N",
         help=f"bins kept open per probe for early spikes and slower probes "
              f"(default {d.open_bins})")
