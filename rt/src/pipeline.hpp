@@ -115,7 +115,7 @@ class Pipeline {
 
   std::size_t decode(std::int64_t bin, bool present) {
     row_[1] = monotonic_ns();
-    if (slot_.adopt()) change_model();
+    if (slot_.adopt()) validity_.set_window(slot_.window());
     const float* outputs = slot_.step(assembler_.counts().data(), present);
     row_[2] = monotonic_ns();
     slot_.judge(row_[2] - row_[1]);
@@ -132,11 +132,6 @@ class Pipeline {
     row_[3] = encoder.pub_ns();
     unsent_ = true;
     return encoded(size);
-  }
-
-  void change_model() {
-    slot_.encoder().set_session(assembler_.session());
-    validity_.set_window(slot_.window());
   }
 
   std::size_t encoded(std::size_t size) noexcept {

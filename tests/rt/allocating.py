@@ -62,13 +62,20 @@ def frames(n, sender=None, first=0):
 
 
 def count_steps(heap, name):
-    """Frame to message for every bin, rehearsals between, by the C++ parts that a server uses."""
+    """Frame to message for every bin, rehearsals between, by the C++ parts that a server uses.
+
+    Every bin is kept, and a standby sees it.
+    """
     bundle = random_bundle(SHAPE, UNITS, MODALITIES)
-    engine = load_engine(name, bundle)
+    engine, standby = load_engine(name, bundle), load_engine("native", bundle)
     assembler = make_assembler(bundle.manifest, ["a"])
-    stepper = make_stepper(engine, assembler.counts)
-    pipeline = _core.Pipeline(
-        assembler, make_encoder(bundle.manifest), stepper, _core.LatencyRing(64), SHAPE.window)
+    history, counts = _core.History(256, UNITS), np.zeros(UNITS, np.uint16)
+    followers = [_core.Follower(history, make_stepper(e, counts), counts, e.n_outputs)
+                 for e in (engine, standby)]
+    model = _core.Candidate(make_stepper(engine, assembler.counts), make_encoder(bundle.manifest),
+                            SHAPE.window, *followers)
+    pipeline = _core.Pipeline(assembler, model, _core.LatencyRing(64))
+    pipeline.keep(history)
     rehearse = Rehearsal(bundle.manifest, engine)
     sent = frames(FIRST + BINS)
     decoded = before = 0
@@ -80,10 +87,13 @@ def count_steps(heap, name):
         while size:
             decoded += 1
             size = pipeline.next()
+        while pipeline.standby_behind:
+            pipeline.follow()
         if k % 10 == 0:
             rehearse()
     heap.watch(False)
     assert decoded == FIRST + BINS
+    np.testing.assert_array_equal(standby.core.position, engine.core.position)
     return {"allocations": heap.counted - before}
 
 
@@ -109,6 +119,7 @@ def count_server(heap, name, model, uri, *, traced):
     server.keep_warm.bin_closed = bin_closed
     if traced:
         tracemalloc.start()
+        heap.control()  # what the counter itself holds is there from now on
     server.run(announce)
     assert server.decodes == FIRST + BINS + 2
     return {"allocations": int(seen[3] - seen[1]), "python_bytes": int(seen[4] - seen[2])}
