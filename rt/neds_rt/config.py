@@ -24,6 +24,9 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     open_bins: int = 512  # bins kept open per probe for early spikes and slow other probes
     max_bins: int | None = None  # end after this many decoded bins
     idle_exit: float | None = None  # end this many seconds after the last bin
+    record: str = ""  # folder of a flight recording to make, empty for none
+    record_sync: float = 1.0  # seconds of it that a power cut may take
+    record_reserve_mb: int = 256  # recording ends when the disk has less free
     insecure: bool = False  # accept endpoints that other machines can reach
 
     def check(self) -> None:
@@ -32,11 +35,14 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise BadInput("serve", "--probe", "none", "at least one NAME=URI")
         if not self.model:
             raise BadInput("serve", "--model", "none", "a model bundle")
+        if not 0 <= self.record_sync <= 3600:
+            raise BadInput("serve", "--record-sync", self.record_sync, "0 to 3600 seconds")
         for name in ("stale_after", "idle_exit"):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
                 raise BadInput("serve", _option(name), value, "a number of seconds above 0")
-        for name, least, most in (("open_bins", 4, 1 << 20), ("max_bins", 1, None)):
+        for name, least, most in (("open_bins", 4, 1 << 20), ("max_bins", 1, None),
+                                  ("record_reserve_mb", 0, 1 << 40)):
             value = getattr(self, name)
             if value is not None and (value < least or (most is not None and value > most)):
                 limit = f"at least {least}" if most is None else f"{least} to {most}"

@@ -5,15 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from neds_rt.assemble import COUNTERS
-
-if TYPE_CHECKING:
-    from neds_rt.sources import Source
 
 PERIOD_S = 0.25
 
@@ -42,10 +39,33 @@ MESSAGES = {
 logger = logging.getLogger("neds_rt.server")
 
 
+class Tended(Protocol):
+    """What needs looking after: sources, the flight recorder."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in the log."""
+        ...
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """What it counted."""
+        ...
+
+    @property
+    def messages(self) -> Mapping[str, str]:
+        """What is said when a counter first moves."""
+        ...
+
+    def tend(self) -> str:
+        """Do what is due; return what is wrong, empty for nothing."""
+        ...
+
+
 class Housekeeping:
     """Logs the first of every kind of trouble and tends the sources, while the server runs."""
 
-    def __init__(self, counters: NDArray[np.int64], sources: Sequence[Source] = ()) -> None:
+    def __init__(self, counters: NDArray[np.int64], sources: Sequence[Tended] = ()) -> None:
         self._counters = counters
         self._sources = sources
         self._states = [""] * len(sources)

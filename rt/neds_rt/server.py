@@ -19,9 +19,10 @@ from neds_rt.bundle import Bundle
 from neds_rt.config import ServeConfig
 from neds_rt.engines import Engine
 from neds_rt.errors import BadInput, EngineFailed, StartError
-from neds_rt.housekeeping import Housekeeping, logger
+from neds_rt.housekeeping import Housekeeping, Tended, logger
 from neds_rt.keepwarm import NEVER, KeepWarm
 from neds_rt.machine import machine_facts, resident_bytes
+from neds_rt.recording.flight import ENGINE_FAILED_EVENT, FlightRecorder
 from neds_rt.sinks import Sink, open_sink
 from neds_rt.sources import NATIVE, Source, open_source, scheme_of
 from neds_rt.sources.frame import Frame
@@ -67,6 +68,7 @@ class Server:
         self._rss_ready: int | None = None
         self._source_reports: dict[str, dict[str, Any]] = {}
         self._sources: dict[Any, Source] = {}  # by what the poller calls them
+        self.flight = FlightRecorder(config, bundle, engine) if config.record else None
         self._sink: Sink = open_sink(config.out, insecure=config.insecure)
         self.endpoint = self._sink.endpoint
 
@@ -82,7 +84,11 @@ class Server:
         try:
             self._warm_up()
             poller = self._open_sources()
-            housekeeping = Housekeeping(self.assembler.counters, list(self._sources.values()))
+            tended: list[Tended] = list(self._sources.values())
+            if self.flight is not None:
+                self.flight.start(self._pipeline)
+                tended.append(self.flight)
+            housekeeping = Housekeeping(self.assembler.counters, tended)
             housekeeping.start()
             gc.collect()
             gc.freeze()
@@ -98,6 +104,8 @@ class Server:
                 gc.enable()
             if housekeeping is not None and housekeeping.started:
                 housekeeping.stop()
+            if self.flight is not None:
+                self.flight.stop()
             self._source_reports = {s.name: _source_report(s) for s in self._sources.values()}
             self.close()
         return self.summary(time.monotonic() - started)
@@ -152,6 +160,8 @@ class Server:
                 self._turn(poller)
         except EngineFailed as error:
             self.failure = error
+            if self.flight is not None:
+                self.flight.event(ENGINE_FAILED_EVENT, str(error).encode()[:1000])
             self._publish(self._pipeline.nothing(assemble.ENGINE_FAILED, now_ns()))
 
     # The hot path, from here to `_publish`.
@@ -235,6 +245,7 @@ class Server:
             "sources": self._source_reports,
             "latency": latency_summary(self.latency),
             "keep_warm": self.keep_warm.report(),
+            "recording": None if self.flight is None else self.flight.report(),
             "engine": self.engine.name,
             "precision": self.engine.precision,
             "model": self.model_hash,

@@ -5,6 +5,7 @@
 
 #include "assembler.hpp"
 #include "decode.hpp"
+#include "tape.hpp"
 
 namespace neds {
 
@@ -77,6 +78,7 @@ class Pipeline {
   std::size_t feed(std::span<const std::uint8_t> header, std::span<const std::uint8_t> payload,
                    std::int64_t recv_ns) {
     row_[0] = recv_ns;
+    if (tape_ != nullptr) tape_->frame(header, payload, recv_ns);
     assembler_.push(header.data(), header.size(), payload.data(), payload.size());
     return next();
   }
@@ -86,6 +88,7 @@ class Pipeline {
     if (!unsent_) return;
     row_[4] = last_sent_ns_ = monotonic_ns();
     latency_.add(row_);
+    if (tape_ != nullptr) tape_message(bytes_of(row_));
     unsent_ = false;
   }
 
@@ -114,8 +117,16 @@ class Pipeline {
     double lag = assembler_.spike_lag_s();
     if (lag >= 0) lag += static_cast<double>(now_ns - last_sent_ns_) * 1e-9;
     const double nan = std::numeric_limits<double>::quiet_NaN();
-    return encoded(encoder_.encode(seq_, -1, nan, lag, now_ns, reason, nullptr));
+    size_ = encoder_.encode(seq_, -1, nan, lag, now_ns, reason, nullptr);
+    if (tape_ != nullptr) {
+      tape_->nothing(reason, now_ns);
+      tape_message({});
+    }
+    return encoded(size_);
   }
+
+  // From now on everything that goes in and comes out is put on `tape`, which must outlive this.
+  void record(TapeRing* tape) noexcept { tape_ = tape; }
 
   // From the last frame received to the last message encoded.
   std::int64_t service_ns() const noexcept { return row_[3] - row_[0]; }
@@ -139,18 +150,22 @@ class Pipeline {
     row_[1] = monotonic_ns();
     const float* outputs = stepper_.step(assembler_.counts().data(), present);
     row_[2] = monotonic_ns();
-    const std::size_t size =
-        encoder_.encode(seq_, bin, assembler_.end_s(bin), assembler_.spike_lag_s(), row_[0],
-                        validity_.advance(present, 1), outputs);
+    size_ = encoder_.encode(seq_, bin, assembler_.end_s(bin), assembler_.spike_lag_s(), row_[0],
+                            validity_.advance(present, 1), outputs);
     row_[3] = encoder_.pub_ns();
     unsent_ = true;
-    return encoded(size);
+    return encoded(size_);
   }
 
   std::size_t encoded(std::size_t size) noexcept {
     ++reasons_[encoder_.reason()];
     ++seq_;
     return size;
+  }
+
+  // After it was sent, so that no message waits for its recording.
+  void tape_message(ByteSpan stamps) noexcept {
+    tape_->decode(stamps, {encoder_.buffer().data(), size_}, encoder_.pub_ns());
   }
 
   Assembler& assembler_;
@@ -163,6 +178,8 @@ class Pipeline {
   std::int64_t epoch_ = -1, seq_ = 0, last_sent_ns_ = 0;
   std::int64_t lost_ = 0, skipped_ = 0, lost_bin_ = 0;  // lost bins still to publish, to skip
   bool unsent_ = false;
+  std::size_t size_ = 0;  // of the last message
+  TapeRing* tape_ = nullptr;
 };
 
 }  // namespace neds
