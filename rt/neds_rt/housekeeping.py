@@ -5,12 +5,17 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from neds_rt.assemble import COUNTERS
+
+if TYPE_CHECKING:
+    from neds_rt.aligning import Aligner
+    from neds_rt.recording.flight import FlightRecorder
+    from neds_rt.sources import Source
 
 PERIOD_S = 0.25
 
@@ -39,36 +44,18 @@ MESSAGES = {
 logger = logging.getLogger("neds_rt.server")
 
 
-class Tended(Protocol):
-    """What needs looking after: sources, the flight recorder."""
-
-    @property
-    def name(self) -> str:
-        """What it is called in the log."""
-        ...
-
-    @property
-    def counters(self) -> Mapping[str, int]:
-        """What it counted."""
-        ...
-
-    @property
-    def messages(self) -> Mapping[str, str]:
-        """What is said when a counter first moves."""
-        ...
-
-    def tend(self) -> str:
-        """Do what is due; return what is wrong, empty for nothing."""
-        ...
-
-
 class Housekeeping:
     """Logs the first of every kind of trouble and tends the sources, while the server runs."""
 
-    def __init__(self, counters: NDArray[np.int64], sources: Sequence[Tended] = ()) -> None:
+    def __init__(
+        self, counters: NDArray[np.int64], sources: Sequence[Source] = (),
+        aligner: Aligner | None = None, flight: FlightRecorder | None = None,
+    ) -> None:
         self._counters = counters
         self._sources = sources
-        self._states = [""] * len(sources)
+        self._aligner = aligner
+        self._tended = [*sources, *([] if flight is None else [flight])]
+        self._states: dict[str, str] = {}  # what was said last, by whom
         self._said: set[str] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
@@ -95,18 +82,22 @@ class Housekeeping:
         self._look()
 
     def _tend(self) -> None:
-        for i, source in enumerate(self._sources):
-            state = source.tend()
-            if state != self._states[i]:
-                self._states[i] = state
-                if state:
-                    logger.warning("%s: %s", source.name, state)
+        for each in self._tended:
+            self._log_state(each.name, each.tend())
+        if self._aligner is not None:
+            self._log_state("clocks", self._aligner.tend(self._sources))
+
+    def _log_state(self, name: str, state: str) -> None:
+        if state != self._states.get(name, ""):
+            self._states[name] = state
+            if state:
+                logger.warning("%s: %s", name, state)
 
     def _look(self) -> None:
         counters = dict(zip(COUNTERS, self._counters.tolist(), strict=True))
         self._log_first("", counters, MESSAGES)
-        for source in self._sources:
-            self._log_first(f"{source.name}: ", source.counters, source.messages)
+        for each in self._tended:
+            self._log_first(f"{each.name}: ", each.counters, each.messages)
 
     def _log_first(
         self, prefix: str, counters: Mapping[str, int], messages: Mapping[str, str]

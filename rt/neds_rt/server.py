@@ -14,12 +14,12 @@ from typing import Any
 
 import zmq
 
-from neds_rt import _core, assemble
+from neds_rt import _core, aligning, assemble
 from neds_rt.bundle import Bundle
 from neds_rt.config import ServeConfig
 from neds_rt.engines import Engine
 from neds_rt.errors import BadInput, EngineFailed, StartError
-from neds_rt.housekeeping import Housekeeping, Tended, logger
+from neds_rt.housekeeping import Housekeeping, logger
 from neds_rt.keepwarm import NEVER, KeepWarm
 from neds_rt.machine import machine_facts, resident_bytes
 from neds_rt.recording.flight import ENGINE_FAILED_EVENT, FlightRecorder
@@ -57,6 +57,8 @@ class Server:
         self._rehearse = assemble.Rehearsal(manifest, engine)
         self._message = self._encoder.buffer.data
         self._frame = Frame()
+        aligned = aligning.wanted(config.align, config.probe)
+        self._aligner = aligning.Aligner(config.probe) if aligned else None
         self._bin_ns = int(manifest.bin_size_s * 1e9)
         self.keep_warm = KeepWarm(config.keep_warm, self._bin_ns, self._warm)
         self.decodes = self.stale_decodes = 0
@@ -84,11 +86,10 @@ class Server:
         try:
             self._warm_up()
             poller = self._open_sources()
-            tended: list[Tended] = list(self._sources.values())
             if self.flight is not None:
                 self.flight.start(self._pipeline)
-                tended.append(self.flight)
-            housekeeping = Housekeeping(self.assembler.counters, tended)
+            housekeeping = Housekeeping(self.assembler.counters, list(self._sources.values()),
+                                        self._aligner, self.flight)
             housekeeping.start()
             gc.collect()
             gc.freeze()
@@ -191,6 +192,8 @@ class Server:
         if self._stopping or not source.receive(frame):
             return
         self._last_frame_ns = received
+        if self._aligner is not None and not self._aligner.take(frame, received):
+            return
         if frame.parts != 2:
             self.assembler.refuse(assemble.PARTS)
         elif len(frame.payload) > MAX_PAYLOAD_BYTES:
@@ -243,6 +246,7 @@ class Server:
             "reasons": reasons,
             "counters": counters,
             "sources": self._source_reports,
+            "clocks": None if self._aligner is None else self._aligner.report(),
             "latency": latency_summary(self.latency),
             "keep_warm": self.keep_warm.report(),
             "recording": None if self.flight is None else self.flight.report(),
