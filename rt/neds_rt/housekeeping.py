@@ -54,7 +54,9 @@ class Housekeeping:
         self._counters = counters
         self._sources = sources
         self._aligner = aligner
-        self._tended = [*sources, *([] if flight is None else [flight])]
+        self._tended: list[Source | FlightRecorder] = [*sources]
+        if flight is not None:
+            self._tended.append(flight)
         self._states: dict[str, str] = {}  # what was said last, by whom
         self._said: set[str] = set()
         self._stop = threading.Event()
