@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +22,7 @@ PERIOD_S = 0.25
 # What is said when a counter first moves; counters that are not here are part of normal work.
 MESSAGES = {
     "gaps": "a stretch of the input is missing; its bins are lost",
+    "missing": "a stream says nothing new while others go on; bins close without it",
     "restarts": "the source restarted; the model starts anew",
     "saturated": "a unit had more than 65535 spikes in a bin",
     "late_spikes": "spikes below their stream's watermark were dropped",
@@ -49,9 +50,12 @@ class Housekeeping:
 
     def __init__(
         self, counters: NDArray[np.int64], sources: Sequence[Source] = (),
-        aligner: Aligner | None = None, flight: FlightRecorder | None = None,
+        aligner: Aligner | None = None, also: Callable[[], None] = lambda: None,
+        flight: FlightRecorder | None = None,
     ) -> None:
+        """`also` is called as often as the counters are looked at."""
         self._counters = counters
+        self._also = also
         self._sources = sources
         self._aligner = aligner
         self._tended: list[Source | FlightRecorder] = [*sources]
@@ -96,6 +100,7 @@ class Housekeeping:
                 logger.warning("%s: %s", name, state)
 
     def _look(self) -> None:
+        self._also()
         counters = dict(zip(COUNTERS, self._counters.tolist(), strict=True))
         self._log_first("", counters, MESSAGES)
         for each in self._tended:

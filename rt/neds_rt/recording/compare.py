@@ -9,6 +9,8 @@ from typing import Any
 import msgspec
 
 STAMPS = ("spike_age_us", "service_us", "pub_ns")  # when it was written, and what counts to then
+# What only time can tell: a decode that would have been valid, had it come by the deadline.
+LATE, TIMED = "deadline missed", ("valid", "reason")
 
 _raw = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
 _any = msgspec.msgpack.Decoder()
@@ -30,7 +32,9 @@ def differing(
     vector that it is the angle of. Raises `msgspec.DecodeError` for what is no message.
     """
     a, b = _raw.decode(recorded), _raw.decode(replayed)
-    fields = [name for name in a if name not in STAMPS and name not in ("seq", "values")
+    late = (_any.decode(a["reason"]), _any.decode(b["reason"])) == (LATE, "ok")
+    passed = STAMPS + (TIMED if late else ())
+    fields = [name for name in a if name not in passed and name not in ("seq", "values")
               and (name not in b or bytes(a[name]) != bytes(b[name]))]
     fields += [name for name in b if name not in a]
     if _any.decode(a["seq"]) != _any.decode(b["seq"]) + shift:

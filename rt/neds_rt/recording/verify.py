@@ -67,7 +67,8 @@ class Verification:
         config, manifest = recording.header.config, bundle.manifest
         self.tolerance = tolerance
         self._tape = TapeReader(recording)
-        self._assembler = make_assembler(manifest, list(config.probe), config.open_bins)
+        self._assembler = make_assembler(
+            manifest, list(config.probe), config.open_bins, config.close_after, config.clock_jump)
         self._encoder = make_encoder(manifest, len(config.probe))
         self._pipeline = _core.Pipeline(
             self._assembler, self._encoder, make_stepper(engine, self._assembler.counts),
