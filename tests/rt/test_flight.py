@@ -10,14 +10,17 @@ import numpy as np
 import pytest
 
 from neds_rt import _core
+from neds_rt.assemble import make_encoder
 from neds_rt.bundle import read_bundle, write_bundle
 from neds_rt.engines import load_engine
 from neds_rt.errors import BadInput
 from neds_rt.recording import flight as flights
 from neds_rt.recording import verify as verifying
+from neds_rt.recording.compare import differing
 from neds_rt.recording.header import MODEL, open_recording
 from neds_rt.recording.replay_engine import is_exact, replay_engine, tolerance_for
 from neds_rt.recording.tape import DECODE, FRAME
+from neds_rt.wire import decode_message
 from tests.rt.flights import Flight, chunk, read, record, verify
 from tests.rt.serving import COMMAND, ROOT, WINDOW, Publisher, Serving, fail, small_bundle, wait_for
 from tests.rt.spike_frames import Sender
@@ -160,7 +163,7 @@ def test_a_recording_of_an_engine_that_failed_replays(model, uri, tmp_path):
     where = tmp_path / "r"
     engine = "tests.rt.failing_engine:RaisingEngine"
     with Publisher(uri) as probe, Serving(
-        model, {"a": uri}, f"--record={where}", f"--engine={engine}"
+        model, {"a": uri}, f"--record={where}", f"--engine={engine}", "--fail-over=off"
     ) as server:
         probe.wait()
         probe.send(*frames(Sender(), samples, units, 0, 30 * BIN))
@@ -172,6 +175,34 @@ def test_a_recording_of_an_engine_that_failed_replays(model, uri, tmp_path):
     # A recording may be anybody's: what it names is not imported.
     with pytest.raises(BadInput, match="if you trust it"):
         verify(where)
+
+
+def test_after_a_fail_over_decodes_are_unverifiable_and_not_wrong(model, uri, tmp_path):
+    samples, units, _ = recording(30)
+    where = tmp_path / "r"
+    engine = "tests.rt.failing_engine:RaisingEngine"
+    with Publisher(uri) as probe, Serving(
+        model, {"a": uri}, f"--record={where}", f"--engine={engine}"
+    ) as server:
+        probe.wait()
+        probe.send(*frames(Sender(), samples, units, 0, 30 * BIN))
+        assert "failed over" in {d.reason for d in server.decodes(30)}
+        stale = server.end()["stale_decodes"]
+    found = verify(where, "native", 1e-6)
+    assert found["unknown_events"] == ["failed over"]
+    assert (found["different"], found["equal"] + found["unverifiable"]) == (0, 30 + stale)
+    assert found["equal"] >= 8
+
+
+def test_a_decode_that_only_came_late_is_the_same_decode(model):
+    engine = read_bundle(model)
+    encoders = [make_encoder(engine.manifest, 1, deadline) for deadline in (None, 1e-9)]
+    values = np.arange(6, dtype=np.float32)
+    messages = [e.buffer[: e.encode(1, 2, 3.0, 4.0, 5, 0, values)].tobytes() for e in encoders]
+    in_time, late = messages
+    assert decode_message(late).reason == "deadline missed"
+    assert differing(late, in_time) == ([], 0.0)
+    assert differing(in_time, late)[0] == ["valid", "reason"]
 
 
 def test_a_killed_server_leaves_a_recording_that_replays(model, uri, tmp_path):
