@@ -296,6 +296,37 @@ class ThresholdDetector:
     @property
     def where(self) -> NDArray[np.int32]: ...
 
+MAX_TAPE_RECORD: int
+
+class Tape:
+    """The flight recorder: a ring, and a thread that writes it to a file."""
+
+    def __init__(
+        self,
+        fd: int,
+        start: Buffer,
+        id: int,
+        ring_bytes: int,
+        drain_s: float,
+        sync_s: float,
+        reserve_bytes: int,
+    ) -> None: ...
+    def record(self, pipeline: Pipeline) -> None: ...
+    def event(self, kind: str, data: Buffer) -> None: ...
+    def stop(self, seconds: float) -> bool: ...
+    @property
+    def lost(self) -> int: ...
+    @property
+    def error(self) -> int: ...
+    @property
+    def bytes(self) -> int: ...
+    @property
+    def chunks(self) -> int: ...
+    @property
+    def syncs(self) -> int: ...
+    @property
+    def waiting(self) -> int: ...
+
 AS_IT_IS: int
 HELD: int
 REWRITTEN: int

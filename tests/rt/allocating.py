@@ -1,6 +1,6 @@
 """Ten thousand bins while the heap is watched; a process of its own, see test_allocations.py.
 
-    LD_PRELOAD=counter.so python -m tests.rt.allocating steps native:int8
+    LD_PRELOAD=counter.so python -m tests.rt.allocating steps native:int8 [NEW FOLDER TO RECORD IN]
     LD_PRELOAD=counter.so python -m tests.rt.allocating server native:int8 MODEL zmq+ipc://PATH
     LD_PRELOAD=counter.so python -m tests.rt.allocating traced native:int8 MODEL zmq+ipc://PATH
 
@@ -13,6 +13,7 @@ import ctypes
 import json
 import sys
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 
@@ -21,8 +22,9 @@ from neds_rt.assemble import Rehearsal, make_assembler, make_encoder, make_stepp
 from neds_rt.bundle import random_bundle, read_bundle
 from neds_rt.config import ServeConfig
 from neds_rt.engines import load_engine
+from neds_rt.recording.flight import FlightRecorder
 from neds_rt.server import Server, announce
-from tests.rt.serving import MODALITIES, SHAPE
+from tests.rt.serving import MODALITIES, SHAPE, small_bundle
 from tests.rt.spike_frames import Sender
 
 BINS, FIRST = 10_000, 500
@@ -61,12 +63,15 @@ def frames(n, sender=None, first=0):
             for k in range(first, first + n)]
 
 
-def count_steps(heap, name):
+def count_steps(heap, name, folder=""):
     """Frame to message for every bin, rehearsals between, by the C++ parts that a server uses.
 
-    Every bin is kept, and a standby sees it.
+    Every bin is kept, and a standby sees it; with a folder a flight recorder writes there.
     """
     bundle = random_bundle(SHAPE, UNITS, MODALITIES)
+    recorder = None
+    if folder:
+        bundle = read_bundle(small_bundle(Path(folder) / "x.neds"))
     engine, standby = load_engine(name, bundle), load_engine("native", bundle)
     assembler = make_assembler(bundle.manifest, ["a"])
     history, counts = _core.History(256, UNITS), np.zeros(UNITS, np.uint16)
@@ -77,6 +82,10 @@ def count_steps(heap, name):
     pipeline = _core.Pipeline(assembler, model, _core.LatencyRing(64))
     pipeline.keep(history)
     rehearse = Rehearsal(bundle.manifest, engine)
+    if folder:
+        config = ServeConfig(probe={"a": "zmq+ipc://a"}, record=f"{folder}/r", record_reserve_mb=0)
+        recorder = FlightRecorder(config, bundle, engine)
+        recorder.start(pipeline)
     sent = frames(FIRST + BINS)
     decoded = before = 0
     for k, (header, payload) in enumerate(sent):
@@ -94,6 +103,9 @@ def count_steps(heap, name):
     heap.watch(False)
     assert decoded == FIRST + BINS
     np.testing.assert_array_equal(standby.core.position, engine.core.position)
+    if recorder is not None:
+        recorder.stop()
+        assert recorder.report()["bytes"] > 100 * BINS
     return {"allocations": heap.counted - before}
 
 
