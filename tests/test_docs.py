@@ -76,7 +76,7 @@ def test_what_is_wrong_is_found(page, text, named, capsys):
 
 
 def test_commands_are_found_wherever_they_stand():
-    code = "cd x && neds info a --json \\\n    --frob 2 | tee y\nneds-rt serve --probe a=b &\nneds -h"
+    code = "cd x && neds info a \\\n    --frob 2 | tee y\nneds-rt serve --probe a=b &\nneds -h"
     assert list(wrong_commands(code)) == ["neds info --frob: no such option"]
 
 

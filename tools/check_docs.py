@@ -80,8 +80,8 @@ def wrong_commands(code: str) -> Iterator[str]:
                 words = shlex.split(part, comments=True)
             except ValueError:
                 continue  # a quote that goes over several lines: a program of its own
-            at = next((i for i, w in enumerate(words) if Path(w).name in PROGRAMS), None)
-            if at is None or at + 1 >= len(words):
+            at = _program_at(words)
+            if at is None:
                 continue
             program, command = Path(words[at]).name, words[at + 1]
             if command.startswith("-"):
@@ -92,6 +92,13 @@ def wrong_commands(code: str) -> Iterator[str]:
             used = {w.partition("=")[0] for w in words[at + 2:] if w.startswith("--")}
             for option in sorted(used - options(program, command)):
                 yield f"{program} {command} {option}: no such option"
+
+
+def _program_at(words: list[str]) -> int | None:
+    """Where the program's name stands, with a word after it: first, or after `-m`."""
+    named = next((i for i, w in enumerate(words) if not re.match(r"\w+=|sudo$", w)), 0)
+    at = words.index("-m") + 1 if "-m" in words else named
+    return at if at + 1 < len(words) and Path(words[at]).name in PROGRAMS else None
 
 
 @cache
