@@ -4,6 +4,7 @@ Every block of `bash` and `python` runs, in order and in one folder a page, unle
 (see `tools/docs_blocks.py`); README.md and bench/README.md are run by test_readme.py.
 """
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -90,3 +91,14 @@ def test_the_site_builds_strictly(tmp_path):
     for name in ("index.html", "reference/wire/index.html", "api/runtime/index.html"):
         assert (tmp_path / "site" / name).stat().st_size > 5000
     assert "Client" in Path(tmp_path / "site/api/runtime/index.html").read_text()
+
+
+def test_symptoms_are_words_of_the_programs():
+    """What the troubleshooting page says that a program says is in the program's source."""
+    sources = [p for folder in ("rt/neds_rt", "neds") for p in (ROOT / folder).rglob("*.py")]
+    text = re.sub(r'"\s+f?"', "", " ".join(p.read_text(encoding="utf-8") for p in sources))
+    text += (ROOT / "rt/src/pipeline.hpp").read_text(encoding="utf-8")
+    page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
+    said = re.findall(r"^\| `([^`]+)` \|", page, re.M)
+    assert len(said) > 25
+    assert [words for words in said if words not in text] == []
