@@ -2,8 +2,8 @@
 
 A page of `docs/` links to `../rt/README.md#bins` as GitHub needs it. On the site the sections of
 the READMEs are pages of their own, named in `PAGES`, and such links are turned to the page that has
-the heading. What lies elsewhere in the repository is linked at `extra.source_url` of mkdocs.yml, and
-is plain text while that is empty. Nothing is written into the checkout.
+the heading. What lies elsewhere in the repository is linked at `extra.source_url` of mkdocs.yml,
+and is plain text while that is empty. Nothing is written into the checkout.
 """
 
 from __future__ import annotations
