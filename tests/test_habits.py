@@ -60,7 +60,7 @@ def test_wheels_are_made_for_every_python_we_take_and_run_the_demo():
     assert wheels["build"][0] == f"cp{least}-*"
     assert list(wrong_commands(wheels["test-command"])) == []
     workflow = (ROOT / ".github" / "workflows" / "wheels.yml").read_text(encoding="utf-8")
-    for system in ("ubuntu-24.04", "ubuntu-24.04-arm", "macos-15", "macos-15-intel", "windows-2022"):
+    for system in ("24.04", "24.04-arm", "macos-15", "macos-15-intel", "windows-2022"):
         assert system in workflow
 
 
