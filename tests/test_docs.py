@@ -97,7 +97,7 @@ def test_symptoms_are_words_of_the_programs():
     """What the troubleshooting page says that a program says is in the program's source."""
     sources = [p for folder in ("rt/neds_rt", "neds") for p in (ROOT / folder).rglob("*.py")]
     text = re.sub(r'"\s+f?"', "", " ".join(p.read_text(encoding="utf-8") for p in sources))
-    text += (ROOT / "rt/src/pipeline.hpp").read_text(encoding="utf-8")
+    text += (ROOT / "rt/src/reasons.hpp").read_text(encoding="utf-8")
     page = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
     said = re.findall(r"^\| `([^`]+)` \|", page, re.M)
     assert len(said) > 25
