@@ -90,7 +90,10 @@ def run(folder: Path, python: Path) -> list[dict[str, Any]]:
         if not block.runs:
             continue
         began = time.monotonic()
-        done = run_block(block, folder, ports, python=str(python))
+        try:
+            done = run_block(block, folder, ports, python=str(python), timeout=PROMISED_S)
+        except subprocess.TimeoutExpired:
+            raise CheckFailed(f"{block.page}:{block.line}: not done in {PROMISED_S} s") from None
         if done.returncode:
             raise CheckFailed(f"{block.page}:{block.line}: {done.stderr[-500:]}")
         seconds = time.monotonic() - began
