@@ -19,6 +19,7 @@ COMMANDS = {
     "export": ("neds.commands.export", "freeze a model and one animal into a bundle"),
     "export-trt": ("neds.commands.export_trt", "the same with TensorRT plans for GPUs"),
     "info": ("neds.commands.info", "describe a session, checkpoint or bundle"),
+    "completion": ("neds.commands.completion", "print a script for the shell's completion"),
 }
 
 

@@ -3,6 +3,9 @@
 IBL-like: five regions, wheel, whisker, choice and block, Poisson spikes of known rates. Animal i
 has the seed SEED + i; the same seed is always the same animal. All animals share what their
 regions encode, and each has its own units.
+
+example:
+  neds synth --animals 4 --seconds 600 --units 200 --seed 0 --out sessions
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ COMMANDS = {
     "doctor": ("neds_rt.commands.doctor", "examine a rig: ports, plugins, what is mis-selected"),
     "sink": ("neds_rt.commands.sink", "carry decodes on to LSL, UDP or Open Ephys"),
     "bench": ("neds_rt.commands.bench", "measure latency beside an echo server"),
+    "completion": ("neds_rt.commands.completion", "print a script for the shell's completion"),
 }
 
 

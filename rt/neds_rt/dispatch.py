@@ -34,14 +34,8 @@ def run_command(program: str, commands: dict[str, tuple[str, str]], argv: list[s
         print(f"{program}: unknown command {name!r}, expected one of {', '.join(commands)}",
               file=sys.stderr)
         return 2
+    args = command_parser(program, commands, name).parse_args(argv[1:])
     module = importlib.import_module(commands[name][0])
-    parser = _Parser(
-        prog=f"{program} {name}",
-        description=module.__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    module.add_arguments(parser)
-    args = parser.parse_args(argv[1:])
 
     from neds_rt.errors import NedsError
 
@@ -52,6 +46,20 @@ def run_command(program: str, commands: dict[str, tuple[str, str]], argv: list[s
         return error.exit_code
     except KeyboardInterrupt:
         return 130
+
+
+def command_parser(
+    program: str, commands: dict[str, tuple[str, str]], name: str
+) -> argparse.ArgumentParser:
+    """Return the parser of one command of the table; its module is imported."""
+    module = importlib.import_module(commands[name][0])
+    parser = _Parser(
+        prog=f"{program} {name}",
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(parser)
+    return parser
 
 
 def _overview(program: str, commands: dict[str, tuple[str, str]]) -> str:

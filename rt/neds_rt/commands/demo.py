@@ -3,6 +3,9 @@
 Starts a synthetic probe (an animal with known behaviour), the server with a packaged model, and a
 client that shows decodes over the truth, class probabilities and latency in the terminal. Without
 a terminal, or with --json, nothing is drawn and the figures come at the end.
+
+    neds-rt demo
+    neds-rt demo --seconds 5 --json
 """
 
 from __future__ import annotations

@@ -1,0 +1,67 @@
+"""The programs that check wheel and tutorial say in one line what is wrong."""
+
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from neds_rt.errors import CheckFailed
+from tools import check_wheel, tutorial1
+from tools.docs_blocks import ROOT, CodeBlock, blocks, run_block
+
+
+def test_a_wheel_that_is_not_there(tmp_path, capsys):
+    found = check_wheel.main(["--wheel", str(tmp_path / "x.whl"), "--out", str(tmp_path)])
+    error = capsys.readouterr().err
+    assert found == 2
+    assert error.count("\n") == 1
+    assert "x.whl" in error
+
+
+def test_the_new_environment_sees_no_compiler(monkeypatch, tmp_path):
+    (tmp_path / "gcc").write_text("#!/bin/sh\n")
+    (tmp_path / "gcc").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    assert shutil.which("gcc")
+    python = tmp_path / "venv" / "bin" / "python"
+    environment = check_wheel.bare(python)
+    assert "PYTHONPATH" not in environment
+    assert not [n for n in check_wheel.COMPILERS if shutil.which(n, path=environment["PATH"])]
+
+
+def test_a_program_that_fails_is_named_with_its_last_words():
+    words = [sys.executable, "-c", "import sys; sys.exit('broken thing')"]
+    with pytest.raises(CheckFailed, match="ended with 1: broken thing"):
+        check_wheel.call(words, os.environ)
+
+
+def test_the_tutorial_shows_the_pictures_that_it_makes(tmp_path):
+    page = tutorial1.PAGE.read_text(encoding="utf-8")
+    shown = set(re.findall(r"!\[[^\]]*\]\(\.\./images/([\w.-]+)\)", page))
+    assert shown == set(tutorial1.PICTURES.values())
+    assert all((ROOT / "docs" / "images" / name).stat().st_size > 10_000 for name in shown)
+    with pytest.raises(CheckFailed, match=r"live\.svg"):
+        tutorial1.keep(tmp_path, None)
+    for made in tutorial1.PICTURES:
+        (tmp_path / made).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / made).write_text("<svg/>")
+    tutorial1.keep(tmp_path, tmp_path / "kept")
+    assert {p.name for p in (tmp_path / "kept").iterdir()} == shown
+
+
+def test_blocks_are_found_with_their_reasons(tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    page.write_text("# x\n\n<!-- skip: needs a rig -->\n```bash\nfalse\n```\n\n1. y\n\n"
+                    "    ```python\n    print(5570)\n    ```\n\n```text\nz\n```\n")
+    monkeypatch.setattr("tools.docs_blocks.ROOT", tmp_path)
+    found = blocks(page)
+    assert [(b.language, b.runs, b.reason) for b in found] == [
+        ("bash", False, "needs a rig"), ("python", True, ""), ("text", False, "")]
+    assert [b.line for b in found] == [4, 10, 14]
+    assert run_block(found[1], tmp_path, {"5570": "1"}).stdout == "1\n"
+    failing = CodeBlock("page.md", 1, "bash", "false | true\n", "")
+    assert run_block(failing, Path(tmp_path), {}).returncode == 1
