@@ -19,6 +19,7 @@ from neds_rt.bundle import Bundle
 from neds_rt.config import ServeConfig
 from neds_rt.engines import Engine
 from neds_rt.errors import BadInput, EngineFailed, StartError
+from neds_rt.health import gauges, make_health
 from neds_rt.housekeeping import Housekeeping, logger
 from neds_rt.keepwarm import NEVER, KeepWarm
 from neds_rt.machine import machine_facts, resident_bytes
@@ -52,9 +53,10 @@ class Server:
         deadline_s = config.deadline_ms / 1e3 if config.deadline_ms else manifest.bin_size_s
         self._encoder.set_deadline(round(deadline_s * 1e9))
         self.latency = _core.LatencyRing(LATENCY_BINS)
+        self.health = make_health(bundle, config.drift)
         self._pipeline = _core.Pipeline(
             self.assembler, self._encoder, assemble.make_stepper(engine, self.assembler.counts),
-            self.latency, manifest.shape.window,
+            self.latency, manifest.shape.window, self.health,
         )
         self._rehearse = assemble.Rehearsal(manifest, engine)
         self._message = self._encoder.buffer.data
@@ -237,6 +239,7 @@ class Server:
             "reasons": reasons,
             "counters": counters,
             "sources": self._source_reports,
+            "health": gauges(self.health),
             "latency": latency_summary(self.latency),
             "keep_warm": self.keep_warm.report(),
             "engine": self.engine.name,

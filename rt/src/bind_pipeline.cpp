@@ -33,6 +33,7 @@ class NativeStepper final : public Stepper {
   void skip(std::int64_t n_bins) override {
     if (!dry_) engine_.skip(n_bins);
   }
+  const float* state() const override { return engine_.state(); }
 
  private:
   StepEngine& engine_;
@@ -114,10 +115,10 @@ void bind_parts(nb::module_& m) {
 void bind_pipeline(nb::module_& m) {
   bind_parts(m);
   nb::class_<Pipeline>(m, "Pipeline", "Frames in, decode messages out; the GIL is released.")
-      .def(nb::init<Assembler&, DecodeEncoder&, Stepper&, LatencyRing&, std::int64_t>(),
+      .def(nb::init<Assembler&, DecodeEncoder&, Stepper&, LatencyRing&, std::int64_t, Health*>(),
            "assembler"_a, "encoder"_a, "stepper"_a, "latency"_a, "window"_a,
-           nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(), nb::keep_alive<1, 4>(),
-           nb::keep_alive<1, 5>())
+           "health"_a = nb::none(), nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(),
+           nb::keep_alive<1, 4>(), nb::keep_alive<1, 5>(), nb::keep_alive<1, 7>())
       .def(
           "feed",
           [](Pipeline& self, nb::handle header, nb::handle payload, std::int64_t recv_ns) {

@@ -7,11 +7,13 @@ void bind_stream(nb::module_& m);  // bind_stream.cpp: bin grid, assembler, deco
 void bind_step(nb::module_& m);    // bind_step.cpp: the streaming transformer step
 void bind_pipeline(nb::module_& m);  // bind_pipeline.cpp: the two together, a frame a call
 void bind_raw(nb::module_& m);     // bind_raw.cpp: the raw AP band to threshold crossings
+void bind_health(nb::module_& m);  // bind_health.cpp: what watches the spikes themselves
 
 NB_MODULE(_core, m) {
   m.doc() = "C++ core of neds_rt: binning, assembling, and the streaming transformer step.";
   bind_stream(m);
   bind_step(m);
+  bind_health(m);
   bind_pipeline(m);
   bind_raw(m);
 }

@@ -5,6 +5,7 @@
 
 #include "assembler.hpp"
 #include "decode.hpp"
+#include "health.hpp"
 #include "validity.hpp"
 
 namespace neds {
@@ -21,6 +22,8 @@ class Stepper {
   // Advances by one bin, lost for present == false; returns as many floats as the encoder takes.
   virtual const float* step(const std::uint16_t* counts, bool present) = 0;
   virtual void skip(std::int64_t n_bins) = 0;
+  // The model's state after the last step, as long as the bundle's forecast takes, or null.
+  virtual const float* state() const { return nullptr; }
 };
 
 // The stamps of the last `capacity` bins, in ns of the monotonic clock.
@@ -47,9 +50,11 @@ class LatencyRing {
 class Pipeline {
  public:
   Pipeline(Assembler& assembler, DecodeEncoder& encoder, Stepper& stepper, LatencyRing& latency,
-           std::int64_t window)
+           std::int64_t window, Health* health = nullptr)
       : assembler_(assembler), encoder_(encoder), stepper_(stepper), latency_(latency),
-        validity_(window) {}
+        health_(health), validity_(window) {
+    if (health_ != nullptr) encoder_.set_drift(0);
+  }
 
   // Takes one frame, received at `recv_ns`; returns the size of the first message, 0 for none.
   std::size_t feed(std::span<const std::uint8_t> header, std::span<const std::uint8_t> payload,
@@ -72,6 +77,7 @@ class Pipeline {
   // Lost bins give messages up to the length of the window, the rest of a long gap is stepped over.
   std::size_t next() {
     sent();
+    observe();
     if (lost_ > 0) return decode_lost();
     if (skipped_ > 0) {
       stepper_.skip(skipped_);
@@ -107,6 +113,19 @@ class Pipeline {
     epoch_ = assembler_.epoch();
     stepper_.reset();
     validity_.reset();
+    if (health_ != nullptr) health_->reset();
+  }
+
+  // Looks at the spikes of the last bin, once its message is on its way: they count from the next on.
+  void observe() {
+    if (health_ == nullptr || !unobserved_) return;
+    unobserved_ = false;
+    if (whole_) {
+      health_->observe(assembler_.counts().data(), stepper_.state());
+    } else {
+      health_->skip();
+    }
+    encoder_.set_drift(health_->gauges()[kDriftGauge]);
   }
 
   std::size_t decode_lost() {
@@ -123,7 +142,9 @@ class Pipeline {
     encoder_.set_missing(assembler_.missing());
     const std::size_t size =
         encoder_.encode(seq_, bin, assembler_.end_s(bin), assembler_.spike_lag_s(), row_[0],
-                        validity_.advance(facts, 1), outputs);
+                        validity_.advance(facts, 1, health_ ? health_->reason() : kOk), outputs);
+    whole_ = !facts.lost && !facts.partial && !facts.jumped;
+    unobserved_ = true;
     row_[3] = encoder_.pub_ns();
     unsent_ = true;
     return encoded(size);
@@ -139,12 +160,13 @@ class Pipeline {
   DecodeEncoder& encoder_;
   Stepper& stepper_;
   LatencyRing& latency_;
+  Health* health_;
   Validity validity_;
   LatencyRing::Row row_{};
   std::array<std::int64_t, kReasons> reasons_{};
   std::int64_t epoch_ = -1, seq_ = 0, last_sent_ns_ = 0;
   std::int64_t lost_ = 0, skipped_ = 0, lost_bin_ = 0;  // lost bins still to publish, to skip
-  bool unsent_ = false;
+  bool unsent_ = false, unobserved_ = false, whole_ = false;
 };
 
 }  // namespace neds
