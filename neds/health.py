@@ -34,7 +34,8 @@ FALSE_ALARMS_PER_HOUR = 1.0
 FIT_SHARE = 0.75  # of the training part; the rest sets limits
 READOUT_SHARE = 2 / 3  # of that, which the readout is fitted on; the rest says how well it predicts
 MAX_FIT_BINS = 150_000  # the last ones: a drifting recording is best described by its end
-LEAST_BLOCKS = 4  # of twice the smoothing time, held back, below which no limit can be set
+LEAST_BLOCKS = 8  # of the smoothing time, held back, below which no limit can be set
+HIGHEST_LIMIT = 10.0  # of a score that 25 is the most of: two fifths of the units as odd as can be
 MARGIN = 1.5  # over the longest silence and the highest burst of a unit
 LONGEST_QUIET_S = 30.0  # a unit that may be silent for longer tells nothing in time
 LEAST_SHARE = 0.2  # of units, below which silence or bursts are no alarm
@@ -76,7 +77,7 @@ def fit_health(
     runs = [*train, *recording.runs_within("val")]
     fit = int(FIT_SHARE * sum(b - a for a, b in train))
     held_bins = sum(b - a for a, b in runs) - fit
-    if min(fit, held_bins) * bin_s < 2 * SMOOTH_S * LEAST_BLOCKS:
+    if min(fit, held_bins) * bin_s < SMOOTH_S * LEAST_BLOCKS:
         return None
     seen = watch(bundle, recording, runs)
     held = seen.part(fit, len(seen.counts))
@@ -89,8 +90,8 @@ def fit_health(
     gauges = scores(_core.Health(arrays, bundle.manifest.shape.hidden, numbers(drafted, bin_s)),
                     held)
     settled = {name: values[round(2 * SMOOTH_S / bin_s) :] for name, values in gauges.items()}
-    blocks = len(held.counts) * bin_s / (2 * SMOOTH_S) - 1
-    chance = false_alarms_per_hour * 2 * SMOOTH_S / 3600 / 2  # a block, for each of two scores
+    blocks = len(held.counts) * bin_s / SMOOTH_S - 2
+    chance = false_alarms_per_hour * SMOOTH_S / 3600 / 2  # a block, for each of two scores
     health = Health(**{
         **{name: getattr(drafted, name) for name in drafted.__struct_fields__},
         "firing_limit": limit(settled["firing"], blocks, chance),
@@ -187,14 +188,17 @@ def scores(health: _core.Health, seen: Seen) -> dict[str, NDArray[np.float64]]:
 
 
 def limit(score: NDArray[np.float64], blocks: float, chance: float) -> float:
-    """What the score of another block exceeds with this chance, its logarithm being normal.
+    """What the score of another block exceeds with this chance, at most `HIGHEST_LIMIT`.
 
-    `blocks` is how many independent ones `score` holds: their mean and spread are uncertain, hence
-    Student's t.
+    Its logarithm is taken as normal above its median, with the spread found there: how quiet the
+    quiet times were says nothing. `blocks` is how many independent ones `score` holds: with few
+    their median and spread are uncertain, hence Student's t.
     """
     logs = np.log(np.maximum(score[np.isfinite(score)], 1e-6))
-    spread = float(logs.std()) * np.sqrt(1 + 1 / blocks)
-    return float(np.exp(logs.mean() + student(1 - chance, max(blocks - 1, 3)) * spread))
+    middle = float(np.median(logs))
+    spread = float(np.sqrt(np.square(logs[logs >= middle] - middle).mean() * (1 + 1 / blocks)))
+    found = float(np.exp(middle + student(1 - chance, max(blocks - 1, 3)) * spread))
+    return min(found, HIGHEST_LIMIT)
 
 
 def student(p: float, freedom: float) -> float:

@@ -18,12 +18,14 @@ import numpy as np
 
 from neds_rt import _core
 from neds_rt.assemble import Rehearsal, make_assembler, make_encoder, make_stepper
-from neds_rt.bundle import random_bundle, read_bundle
+from neds_rt.bundle import read_bundle
 from neds_rt.config import ServeConfig
 from neds_rt.engines import load_engine
+from neds_rt.health import make_health
 from neds_rt.server import Server, announce
-from tests.rt.serving import MODALITIES, SHAPE
+from tests.rt.serving import SHAPE
 from tests.rt.spike_frames import Sender
+from tests.rt.test_health import watched
 
 BINS, FIRST = 10_000, 500
 UNITS = 4
@@ -63,12 +65,14 @@ def frames(n, sender=None, first=0):
 
 def count_steps(heap, name):
     """Frame to message for every bin, rehearsals between, by the C++ parts that a server uses."""
-    bundle = random_bundle(SHAPE, UNITS, MODALITIES)
+    bundle = watched()
     engine = load_engine(name, bundle)
+    health = make_health(bundle)
     assembler = make_assembler(bundle.manifest, ["a"])
     stepper = make_stepper(engine, assembler.counts)
     pipeline = _core.Pipeline(
-        assembler, make_encoder(bundle.manifest), stepper, _core.LatencyRing(64), SHAPE.window)
+        assembler, make_encoder(bundle.manifest), stepper, _core.LatencyRing(64), SHAPE.window,
+        health)
     rehearse = Rehearsal(bundle.manifest, engine)
     sent = frames(FIRST + BINS)
     decoded = before = 0
@@ -84,6 +88,7 @@ def count_steps(heap, name):
             rehearse()
     heap.watch(False)
     assert decoded == FIRST + BINS
+    assert np.isfinite(health.gauges).all()  # it was watched all the while
     return {"allocations": heap.counted - before}
 
 
