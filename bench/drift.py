@@ -71,7 +71,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--data", default="", metavar="DIR", help="archives, as bench/accuracy.py takes them")
     add("--sessions", type=int, default=0, metavar="N", help="only the first N of them (all)")
     add("--synthetic", type=int, default=0, metavar="N", help="and N synthetic animals")
-    add("--synthetic-seconds", type=float, default=1200.0, metavar="S", help="of each (%(default)g)")
+    add("--synthetic-seconds", type=float, default=1200.0, metavar="S", help="length of each")
     add("--steps", type=int, default=400, help="training steps of each model (%(default)s)")
     add("--hidden", type=int, default=64, help="width of each model (%(default)s)")
     add("--onsets", type=int, default=4, help="moments at which units change (%(default)s)")

@@ -80,12 +80,21 @@ def make_assembler(
                            close_after_s, clock_jump_s)
 
 
-def make_encoder(manifest: Manifest, n_streams: int = 1) -> _core.DecodeEncoder:
-    """Return the encoder of a bundle's decode messages."""
+def make_encoder(
+    manifest: Manifest, n_streams: int = 1, deadline_s: float | None = None
+) -> _core.DecodeEncoder:
+    """Return the encoder of a bundle's decode messages.
+
+    One that is written later than `deadline_s` after its frame came says so; None for never.
+    """
     modalities = [
         _core.Modality(m.name, m.kind, m.n_outputs, m.classes, m.sd) for m in manifest.modalities
     ]
-    return _core.DecodeEncoder(modalities, manifest.model_hash, n_streams * (MAX_NAME_BYTES + 1))
+    encoder = _core.DecodeEncoder(
+        modalities, manifest.model_hash, n_streams * (MAX_NAME_BYTES + 1))
+    if deadline_s is not None:
+        encoder.set_deadline(round(deadline_s * 1e9))
+    return encoder
 
 
 def make_stepper(engine: Engine, counts: NDArray[np.uint16], *, dry: bool = False) -> _core.Stepper:

@@ -1,6 +1,7 @@
 // Writes decode messages: one MessagePack map a message, into a buffer taken once.
 #pragma once
 
+#include <array>
 #include <chrono>
 #include <cmath>
 #include <span>

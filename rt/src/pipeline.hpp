@@ -5,26 +5,10 @@
 
 #include "assembler.hpp"
 #include "decode.hpp"
-#include "health.hpp"
+#include "engine_slot.hpp"
 #include "validity.hpp"
 
 namespace neds {
-
-// What the pipeline asks of an engine. Any of these may throw; the pipeline is then to be dropped.
-class Stepper {
- public:
-  Stepper() = default;
-  Stepper(const Stepper&) = delete;
-  Stepper& operator=(const Stepper&) = delete;
-  virtual ~Stepper() = default;
-
-  virtual void reset() = 0;
-  // Advances by one bin, lost for present == false; returns as many floats as the encoder takes.
-  virtual const float* step(const std::uint16_t* counts, bool present) = 0;
-  virtual void skip(std::int64_t n_bins) = 0;
-  // The model's state after the last step, as long as the bundle's forecast takes, or null.
-  virtual const float* state() const { return nullptr; }
-};
 
 // The stamps of the last `capacity` bins, in ns of the monotonic clock.
 class LatencyRing {
@@ -51,10 +35,14 @@ class Pipeline {
  public:
   Pipeline(Assembler& assembler, DecodeEncoder& encoder, Stepper& stepper, LatencyRing& latency,
            std::int64_t window, Health* health = nullptr)
-      : assembler_(assembler), encoder_(encoder), stepper_(stepper), latency_(latency),
-        health_(health), validity_(window) {
-    if (health_ != nullptr) encoder_.set_drift(0);
+      : Pipeline(assembler, Model{&stepper, &encoder, window, nullptr, health}, latency) {}
+  Pipeline(Assembler& assembler, const Model& model, LatencyRing& latency)
+      : assembler_(assembler), slot_(model), latency_(latency), validity_(model.window) {
+    begin_watch();
   }
+
+  // Swap and fail-over; what belongs to which thread is said there.
+  EngineSlot& slot() noexcept { return slot_; }
 
   // Takes one frame, received at `recv_ns`; returns the size of the first message, 0 for none.
   std::size_t feed(std::span<const std::uint8_t> header, std::span<const std::uint8_t> payload,
@@ -80,7 +68,7 @@ class Pipeline {
     observe();
     if (lost_ > 0) return decode_lost();
     if (skipped_ > 0) {
-      stepper_.skip(skipped_);
+      slot_.skip(skipped_);
       validity_.advance({.lost = true}, skipped_);
       skipped_ = 0;
     }
@@ -99,10 +87,12 @@ class Pipeline {
     double lag = assembler_.spike_lag_s();
     if (lag >= 0) lag += static_cast<double>(now_ns - last_sent_ns_) * 1e-9;
     const double nan = std::numeric_limits<double>::quiet_NaN();
-    encoder_.set_missing({});
-    return encoded(encoder_.encode(seq_, -1, nan, lag, now_ns, reason, nullptr));
+    slot_.encoder().set_missing({});
+    return encoded(slot_.encoder().encode(seq_, -1, nan, lag, now_ns, reason, nullptr));
   }
 
+  // Messages so far.
+  std::int64_t seq() const noexcept { return seq_; }
   // From the last frame received to the last message encoded.
   std::int64_t service_ns() const noexcept { return row_[3] - row_[0]; }
   std::span<std::int64_t> reasons() noexcept { return reasons_; }      // messages, by reason
@@ -111,21 +101,29 @@ class Pipeline {
   // The bins from here on belong to another session than those before.
   void restart() {
     epoch_ = assembler_.epoch();
-    stepper_.reset();
+    slot_.reset();
     validity_.reset();
-    if (health_ != nullptr) health_->reset();
+    begin_watch();
+  }
+
+  void begin_watch() noexcept {
+    Health* const health = slot_.health();
+    if (health != nullptr) health->reset();
+    slot_.encoder().set_drift(health ? 0 : std::numeric_limits<double>::quiet_NaN());
+    unobserved_ = false;
   }
 
   // Looks at the spikes of the last bin, once its message is on its way: they count from the next on.
   void observe() {
-    if (health_ == nullptr || !unobserved_) return;
+    Health* const health = slot_.health();
+    if (health == nullptr || !unobserved_) return;
     unobserved_ = false;
     if (whole_) {
-      health_->observe(assembler_.counts().data(), stepper_.state());
+      health->observe(assembler_.counts().data(), slot_.state());
     } else {
-      health_->skip();
+      health->skip();
     }
-    encoder_.set_drift(health_->gauges()[kDriftGauge]);
+    slot_.encoder().set_drift(health->gauges()[kDriftGauge]);
   }
 
   std::size_t decode_lost() {
@@ -135,32 +133,41 @@ class Pipeline {
 
   std::size_t decode(std::int64_t bin, bool present) {
     row_[1] = monotonic_ns();
-    const float* outputs = stepper_.step(assembler_.counts().data(), present);
+    if (slot_.adopt()) change_model();
+    const float* outputs = slot_.step(assembler_.counts().data(), present);
     row_[2] = monotonic_ns();
+    slot_.judge(row_[2] - row_[1]);
     const BinFacts facts{!present, !assembler_.missing().empty(), assembler_.clock_jumped()};
-    encoder_.set_session(assembler_.session());  // a stream that joins late may bring another name
-    encoder_.set_missing(assembler_.missing());
+    const Health* const health = slot_.health();
+    const Reason seen = validity_.advance(facts, 1, health ? health->reason() : kOk);
+    DecodeEncoder& encoder = slot_.encoder();
+    encoder.set_session(assembler_.session());  // a stream that joins late may bring another name
+    encoder.set_missing(assembler_.missing());
     const std::size_t size =
-        encoder_.encode(seq_, bin, assembler_.end_s(bin), assembler_.spike_lag_s(), row_[0],
-                        validity_.advance(facts, 1, health_ ? health_->reason() : kOk), outputs);
+        encoder.encode(seq_, bin, assembler_.end_s(bin), assembler_.spike_lag_s(), row_[0],
+                       slot_.failed_over() ? kFailedOver : seen, outputs);
     whole_ = !facts.lost && !facts.partial && !facts.jumped;
     unobserved_ = true;
-    row_[3] = encoder_.pub_ns();
+    row_[3] = encoder.pub_ns();
     unsent_ = true;
     return encoded(size);
   }
 
+  void change_model() {
+    slot_.encoder().set_session(assembler_.session());
+    validity_.set_window(slot_.window());
+    begin_watch();
+  }
+
   std::size_t encoded(std::size_t size) noexcept {
-    ++reasons_[encoder_.reason()];
+    ++reasons_[slot_.encoder().reason()];
     ++seq_;
     return size;
   }
 
   Assembler& assembler_;
-  DecodeEncoder& encoder_;
-  Stepper& stepper_;
+  EngineSlot slot_;
   LatencyRing& latency_;
-  Health* health_;
   Validity validity_;
   LatencyRing::Row row_{};
   std::array<std::int64_t, kReasons> reasons_{};

@@ -20,9 +20,11 @@ class Validity {
   explicit Validity(std::int64_t window) : window_(window) { reset(); }
 
   std::int64_t window() const noexcept { return window_; }
+  // From the next bin on, a window is as long as another model's.
+  void set_window(std::int64_t window) noexcept { window_ = window; }
   void reset() noexcept {
     since_start_ = 0;
-    since_whole_ = since_jump_ = window_;
+    since_whole_ = since_jump_ = kLongAgo;
   }
 
   // Moves on by `n_bins` bins of one kind and returns the reason code of the last of them. `health`
@@ -38,12 +40,14 @@ class Validity {
   }
 
  private:
-  void move(std::int64_t& since, bool again, std::int64_t n_bins) const noexcept {
-    since = again ? 0 : std::min(since + n_bins, window_);
+  static void move(std::int64_t& since, bool again, std::int64_t n_bins) noexcept {
+    since = again ? 0 : std::min(since + n_bins, kLongAgo);
   }
 
+  static constexpr std::int64_t kLongAgo = std::int64_t{1} << 53;  // more than a stream has
+
   std::int64_t window_;
-  std::int64_t since_start_ = 0, since_whole_ = 0, since_jump_ = 0;  // bins, up to the window
+  std::int64_t since_start_ = 0, since_whole_ = 0, since_jump_ = 0;  // bins
 };
 
 }  // namespace neds

@@ -409,7 +409,7 @@ def test_a_stopped_sink_does_not_hold_up_the_server(tmp_path):
 
 
 def test_a_server_that_freezes_or_dies_leaves_its_sinks_safe(tmp_path):
-    """Real processes: after the last valid decode, datagrams that are not valid, and a line down."""
+    """Real processes: after the last valid decode, invalid datagrams and a line down."""
     bundle = small_bundle(tmp_path / "m.neds")
     uri = f"zmq+ipc://{tmp_path}/spikes"
     receiver, port = listener()

@@ -39,6 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="unit map of acquisition programs: tab-separated, with columns probe, channel, "
              "cluster, stream, electrode, sorted_id (default: the number in the electrode's name "
              "is the channel, the sorted id the cluster)")
+    add("--align", choices=("auto", "on", "off"),
+        help="put all probes into the first one's sample clock, by arrival times and, where "
+             "sources deliver them (?sync=), shared pulses; auto does so for several probes of "
+             f"acquisition programs (default {d.align})")
     add("--keep-warm", choices=("auto", "on", "off"),
         help="rehearse a bin on scratch state shortly before each is due; auto measures whether "
              f"that helps (default {d.keep_warm})")
@@ -63,6 +67,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-bins", type=int, metavar="N", help="end after N decoded bins")
     add("--idle-exit", type=float, metavar="S",
         help="end when no frame arrived for S seconds, counted from the first frame on")
+    add("--control", metavar="PATH",
+        help="open a control socket for `neds-rt model`, in a directory that only you can enter")
+    add("--fail-over", choices=("native", "off"),
+        help="what takes over when another engine fails: the native one, kept at the present "
+             f"beside it, or nothing (default {d.fail_over})")
+    add("--budget-ms", type=float, metavar="MS",
+        help="a step that takes longer is an overrun (default: the length of a bin)")
+    add("--overruns", type=int, metavar="N",
+        help=f"an engine with N overruns in a row has failed (default {d.overruns})")
+    add("--hang-after", type=float, metavar="S",
+        help="end the process, with a last invalid decode, when a step does not return for S "
+             f"seconds (default {d.hang_after:g})")
     add("--insecure", action="store_true",
         help="accept endpoints that other machines can reach: nothing is encrypted")
     add("--config", metavar="FILE", help="TOML file with these options, `-` written as `_`, and "
@@ -136,7 +152,10 @@ def _text(summary: dict[str, Any]) -> str:
     """Return the summary for people."""
     counters = {k: v for k, v in summary["counters"].items() if v and k not in ("bins",)}
     reasons = {k: v for k, v in summary["reasons"].items() if v}
+    changes = [f"{event['from']} to {event['to']} at decode {event['decode']}: {event['why']}"
+               for event in summary["failovers"]]
     lines = [
+        *changes,
         f"{summary['decodes']} decodes of {summary['bins']} bins in {summary['seconds']:.1f} s, "
         f"{summary['stale_decodes']} stale; engine {summary['engine']} ({summary['precision']})",
         "decodes by reason: " + (", ".join(f"{k} {v}" for k, v in reasons.items()) or "none"),

@@ -36,7 +36,7 @@ class Guard:
 
     @property
     def due_s(self) -> float:
-        """When silence becomes too long, on the clock of `see`; infinite before the first decode."""
+        """When silence is too long, on the clock of `see`; infinite before the first decode."""
         return self._last + (self.bin_s + LATE_S if self._stale is None else self._stale)
 
     def see(self, decode: Decode, now_s: float) -> bool:

@@ -84,8 +84,8 @@ class TtlOutlet:
         self.rule, self.trigger = rule, Trigger(rule)
         self.guard = Guard(rule.stale, rule.lockout)
         self._endpoint = address.endpoint
-        self.counters = dict.fromkeys(
-            ("events", "dropped", "answered", "bad_answer", "unanswered", "no_value", "silences"), 0)
+        self.counters = dict.fromkeys(("events", "dropped", "answered", "bad_answer", "unanswered",
+                                       "no_value", "silences"), 0)
         self._context = zmq.Context()
         self._socket = self._connect()
         self._asked: tuple[bool, float] | None = None  # state asked for and when
