@@ -13,8 +13,9 @@ from neds_rt.errors import BadInput
 from neds_rt.health import GAUGES, array_shapes, make_health, numbers
 from neds_rt.safetensors_io import encode_tensors
 from neds_rt.wire import decode_message
-from tests.rt.serving import MODALITIES, SHAPE, WINDOW, Publisher, Serving
+from tests.rt.serving import MODALITIES, SHAPE, WINDOW, Publisher, Serving, small_bundle
 from tests.rt.spike_frames import Sender
+from tests.rt.test_swap import Rig
 
 UNITS = 4
 BIN = 600
@@ -233,6 +234,23 @@ def test_a_server_says_that_units_are_silent_over_real_sockets(tmp_path):
         ["ok"] * (29 - WINDOW + 1) + ["units silent"] * 12 + ["ok"] * 19)
     assert summary["reasons"]["units silent"] == 12
     assert summary["health"].keys() == set(GAUGES)
+
+
+def test_a_model_that_is_swapped_in_brings_its_own_watch(tmp_path):
+    first = small_bundle(tmp_path / "first.neds")
+    watched(tmp_path / "second.neds")
+    second = read_bundle(tmp_path / "second.neds").manifest.model_hash
+    with Rig(tmp_path, first) as rig:
+        rig.bins(10)
+        rig.change("load", tmp_path / "second.neds")
+        rig.bins(10)
+        rig.change("rollback")
+        rig.bins(10)
+        assert rig.server.end()["health"] is None
+    assert {d.model == second for d in rig.seen} == {True, False}
+    assert all(np.isnan(d.drift) == (d.model != second) for d in rig.seen)
+    begun = next(d for d in rig.seen if d.model == second)
+    assert begun.drift == 0.0
 
 
 def test_every_reason_that_health_gives_is_one():
