@@ -22,6 +22,8 @@ from neds.checkpoint import BehaviourState, CheckpointInfo, SessionState, create
 from neds.config import ModelConfig
 from neds.dataset import Recording
 from neds.evaluate import decode_part, decode_rows
+from neds.health import FILE as HEALTH_FILE
+from neds.health import fit_health
 from neds.model import BehaviourSpec, BehaviourStitch, Neds, SessionSpec
 from neds.precisions import decode_with, errors, precision_report
 from neds_rt.bundle import Bundle, Manifest, ModalityOut, Shape, make_bundle, write_bundle
@@ -220,7 +222,7 @@ def bundle_parts(
                        mlp=config.mlp, window=config.window, conv=config.conv,
                        recurrent=config.recurrent, rope_base=config.rope_base),
         "units": state.units,
-        "modalities": _modalities(model, recording, behaviours),
+        "modalities": modalities_out(model, recording, behaviours),
         "weights": fold_weights(model, state, behaviours),
         "provenance": {
             # Paths are the trainer's own business; a bundle travels.
@@ -233,6 +235,9 @@ def bundle_parts(
     files = {"model.onnx": build_step_graph(draft.manifest, draft.weights)}
     if "window" in graphs:
         files["window.onnx"] = window_graph(draft)
+    fitted = fit_health(draft, recording)
+    if fitted is not None:
+        parts["health"], files[HEALTH_FILE] = fitted
     draft = make_bundle(**parts, files=files)
     parity = parity_report(model, recording, draft)
     return {**parts, "files": files, "parity": parity}
@@ -250,7 +255,7 @@ def _check_form(config: ModelConfig, session: str) -> None:
                            f"{served!r}: neds train --set model.{field}={served}")
 
 
-def _modalities(model: Neds, recording: Recording, behaviours: list[str]) -> list[ModalityOut]:
+def modalities_out(model: Neds, recording: Recording, behaviours: list[str]) -> list[ModalityOut]:
     """The decoded behaviours with their residual spread on the validation part."""
     pairs = decode_part(model, recording, "val")
     sd = {

@@ -10,6 +10,7 @@ from typing_extensions import Buffer
 
 COUNTERS: tuple[str, ...]
 REASONS: tuple[str, ...]  # by code
+HEALTH: tuple[str, ...]  # names of `Health.gauges`
 MEANINGS: tuple[str, ...]  # of the reasons, as README.md has them
 
 def bin_spikes(
@@ -130,6 +131,8 @@ class StepEngine:
     @property
     def outputs(self) -> NDArray[np.float32]: ...
     @property
+    def state(self) -> NDArray[np.float32]: ...
+    @property
     def n_units(self) -> int: ...
     @property
     def n_outputs(self) -> int: ...
@@ -155,6 +158,30 @@ class Validity:
         jumped: bool = False,
         health: int = 0,
     ) -> int: ...
+
+class Health:
+    """Whether spikes are what they were in training."""
+
+    def __init__(
+        self,
+        arrays: Mapping[str, NDArray[np.float32]],
+        hidden: int,
+        numbers: Mapping[str, float],
+        drift_invalidates: bool = True,
+    ) -> None: ...
+    def reset(self) -> None: ...
+    def skip(self) -> None: ...
+    def observe(
+        self, counts: NDArray[np.uint16], state: NDArray[np.float32] | None
+    ) -> None: ...
+    @property
+    def reason(self) -> int: ...
+    @property
+    def gauges(self) -> NDArray[np.float64]: ...
+    @property
+    def smooth(self) -> NDArray[np.float32]: ...
+    @property
+    def gained(self) -> NDArray[np.float32]: ...
 
 class LatencyRing:
     """Stamps of the last bins, in memory taken once."""
@@ -222,6 +249,7 @@ class Candidate:
         window: int,
         follower: Follower,
         standby: Follower | None,
+        health: Health | None = None,
     ) -> None: ...
 
 class Pipeline:
@@ -235,6 +263,7 @@ class Pipeline:
         stepper: Stepper,
         latency: LatencyRing,
         window: int,
+        health: Health | None = None,
     ) -> None: ...
     @overload
     def __init__(self, assembler: Assembler, model: Candidate, latency: LatencyRing) -> None: ...

@@ -20,8 +20,10 @@ from numpy.typing import NDArray
 
 from neds_rt import bundle_files
 from neds_rt.errors import BadInput
+from neds_rt.health import read_arrays
 from neds_rt.manifest import (
     SCHEMA_VERSION,
+    Health,
     Manifest,
     ModalityOut,
     Plan,
@@ -39,7 +41,7 @@ WEIGHTS = "weights.safetensors"
 STEP_GRAPH = "model.onnx"
 
 __all__ = [
-    "SCHEMA_VERSION", "Bundle", "Manifest", "ModalityOut", "Plan", "Shape", "Unit",
+    "SCHEMA_VERSION", "Bundle", "Health", "Manifest", "ModalityOut", "Plan", "Shape", "Unit",
     "check_manifest", "check_weights", "compute_model_hash", "make_bundle", "random_bundle",
     "read_bundle", "tensor_shapes", "write_bundle",
 ]
@@ -79,6 +81,7 @@ def read_bundle(path: str | PathLike[str]) -> Bundle:
     _check_hashes(manifest, files, where)
     weights = decode_tensors(files.pop(WEIGHTS), where / WEIGHTS)
     check_weights(manifest, weights, where / WEIGHTS)
+    read_arrays(manifest, files, where)
     return Bundle(manifest, weights, files, where)
 
 
@@ -97,6 +100,7 @@ def write_bundle(
     provenance: Mapping[str, Any] | None = None,
     parity: Mapping[str, Any] | None = None,
     plans: Sequence[Plan] = (),
+    health: Health | None = None,
 ) -> Manifest:
     """Write a bundle and return its manifest, with hashes and model hash filled in.
 
@@ -107,7 +111,7 @@ def write_bundle(
     bundle = make_bundle(
         session=session, subject=subject, bin_size_s=bin_size_s, shape=shape, units=units,
         modalities=modalities, weights=weights, files=files, precision=precision,
-        provenance=provenance, parity=parity, plans=plans, where=Path(path),
+        provenance=provenance, parity=parity, plans=plans, health=health, where=Path(path),
     )
     contents = {
         MANIFEST: msgspec.json.format(msgspec.json.encode(bundle.manifest)) + b"\n",
@@ -132,6 +136,7 @@ def make_bundle(
     provenance: Mapping[str, Any] | None = None,
     parity: Mapping[str, Any] | None = None,
     plans: Sequence[Plan] = (),
+    health: Health | None = None,
     where: object = "bundle",
 ) -> Bundle:
     """Return the verified bundle that `write_bundle` would write, in memory."""
@@ -146,7 +151,7 @@ def make_bundle(
         modalities=list(modalities), precision=precision, model_hash="",
         hashes={name: hashlib.sha256(data).hexdigest() for name, data in sorted(hashed.items())},
         provenance=dict(provenance or {}), parity=dict(parity or {}),
-        plans=list(plans),
+        plans=list(plans), health=health,
     )
     # Through JSON and back, so that what is hashed is what a reader will see (1 as a float: 1.0).
     manifest = parse_manifest(msgspec.json.encode(draft), where)
@@ -157,6 +162,7 @@ def make_bundle(
             raise BadInput(where, "file name", name, "none of the reserved names")
     check_manifest(manifest, where)
     check_weights(manifest, tensors, where)
+    read_arrays(manifest, others, where)
     return Bundle(manifest, tensors, others)
 
 

@@ -26,6 +26,8 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     # of the slowest acquisition program known.
     close_after: float = 0.25
     clock_jump: float = 0.5  # seconds by which a stream's clock may leave this machine's
+    # What a drift of the spikes away from the training data does; see README.md, "Health".
+    drift: Literal["invalid", "warn", "off"] = "invalid"
     deadline_ms: float | None = None  # of a decode, from its frame on; a bin's length by default
     open_bins: int = 512  # bins kept open per probe for early spikes and slow other probes
     max_bins: int | None = None  # end after this many decoded bins

@@ -165,6 +165,7 @@ class EngineSlot:
             bundle, engine, self._assembler, self._history, len(config.probe),
             standby=config.fail_over == "native",
             deadline_s=config.deadline_ms / 1e3 if config.deadline_ms else bin_s,
+            drift=config.drift,
         )
 
     def _handle(self, request: Request) -> dict[str, Any]:

@@ -67,6 +67,25 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     build_s: float
 
 
+class Health(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What the spikes of the training data were like; `file` holds the numbers of every unit.
+
+    Limits: of the two drift scores (mean squared deviations), and of the shares of units.
+    """
+
+    file: str
+    smooth_s: float  # time constant of the running means that the scores are made of
+    burst_s: float  # time constant of the running mean that a unit's ceiling is of
+    firing_limit: float
+    likelihood_limit: float
+    silent_limit: float
+    saturated_limit: float
+    false_alarms_per_hour: float  # that both drift limits together were set for
+    fitted_s: float  # seconds of training data that the numbers are of
+    held_back_s: float  # seconds after those that the limits were set on
+    bits_per_spike: float  # of the predictions, on those; over the training rates
+
+
 # Defaults are left out, so that a bundle without plans is what it was before there were any.
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """`manifest.json` of a bundle."""
@@ -85,6 +104,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     provenance: dict[str, Any]
     parity: dict[str, Any]
     plans: list[Plan] = []
+    health: Health | None = None
 
 
 def tensor_shapes(
@@ -159,6 +179,8 @@ def check_manifest(manifest: Manifest, where: object) -> None:
         _check_modality(modality, where)
     for plan in manifest.plans:
         _check_plan(plan, manifest.hashes, where)
+    if manifest.health is not None:
+        _check_health(manifest.health, where)
     found = compute_model_hash(manifest)
     if manifest.model_hash != found:
         raise BadInput(where, "model_hash", f"{found[:12]}…", f"{manifest.model_hash[:12]}…")
@@ -203,3 +225,11 @@ def _check_plan(plan: Plan, hashes: dict[str, str], where: object) -> None:
         if found != expected:
             raise BadInput(where, f"plan {plan.file!r}", f"{name} of hash {found[:12]}…",
                            f"{expected[:12]}…")
+
+
+def _check_health(health: Health, where: object) -> None:
+    for name in ("smooth_s", "burst_s", "firing_limit", "likelihood_limit", "silent_limit",
+                 "saturated_limit"):
+        value = getattr(health, name)
+        if not 0 < value < math.inf:
+            raise BadInput(where, f"health.{name}", value, "a finite number above 0")

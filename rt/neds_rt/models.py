@@ -10,6 +10,7 @@ from neds_rt.engines import Engine
 from neds_rt.engines.lost_bins import SETTLING_BINS
 from neds_rt.engines.native import NativeEngine
 from neds_rt.errors import BadInput, EngineFailed
+from neds_rt.health import DriftMode, make_health
 from neds_rt.manifest import Manifest
 
 WARM_UP_STEPS = 50
@@ -42,6 +43,7 @@ class ServedModel:
     def __init__(
         self, bundle: Bundle, engine: Engine, assembler: _core.Assembler,
         history: _core.History, n_streams: int, *, standby: bool, deadline_s: float | None = None,
+        drift: DriftMode = "invalid",
     ) -> None:
         """Build what is missing around `engine`; with `standby` also a native engine beside it.
 
@@ -51,6 +53,7 @@ class ServedModel:
         manifest = bundle.manifest
         self.manifest, self.engine, self.where = manifest, engine, bundle.where
         self.encoder = assemble.make_encoder(manifest, n_streams, deadline_s)
+        self.health = make_health(bundle, drift)
         self.message = self.encoder.buffer.data
         self.rehearse = assemble.Rehearsal(manifest, engine)
         self.follower = _follower(engine, history)
@@ -64,7 +67,7 @@ class ServedModel:
         self.resting = False  # whether rehearsals are over, since the engine failed in one
         self.candidate = _core.Candidate(
             assemble.make_stepper(engine, assembler.counts), self.encoder, manifest.shape.window,
-            self.follower, beside,
+            self.follower, beside, self.health,
         )
 
     @property

@@ -20,6 +20,7 @@ from neds_rt.config import ServeConfig
 from neds_rt.engine_slot import EngineSlot
 from neds_rt.engines import Engine
 from neds_rt.errors import BadInput, EngineFailed
+from neds_rt.health import gauges
 from neds_rt.housekeeping import Housekeeping, logger
 from neds_rt.keepwarm import NEVER, KeepWarm
 from neds_rt.machine import machine_facts, resident_bytes
@@ -247,6 +248,7 @@ class Server:
             "reasons": reasons,
             "counters": counters,
             "sources": self._source_reports,
+            "health": gauges(self.slot.model.health),
             "clocks": None if self._aligner is None else self._aligner.report(),
             "latency": latency_summary(self.latency),
             "keep_warm": self.keep_warm.report(),

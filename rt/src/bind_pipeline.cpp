@@ -33,6 +33,7 @@ class NativeStepper final : public Stepper {
   void skip(std::int64_t n_bins) override {
     if (!dry_) engine_.skip(n_bins);
   }
+  const float* state() const override { return engine_.state(); }
 
  private:
   StepEngine& engine_;
@@ -153,10 +154,10 @@ void bind_pipeline(nb::module_& m) {
              new (self) Pipeline(assembler, model.model, latency);
            },
            "assembler"_a, "model"_a, "latency"_a, nb::keep_alive<1, 2>(), nb::keep_alive<1, 4>())
-      .def(nb::init<Assembler&, DecodeEncoder&, Stepper&, LatencyRing&, std::int64_t>(),
+      .def(nb::init<Assembler&, DecodeEncoder&, Stepper&, LatencyRing&, std::int64_t, Health*>(),
            "assembler"_a, "encoder"_a, "stepper"_a, "latency"_a, "window"_a,
-           nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(), nb::keep_alive<1, 4>(),
-           nb::keep_alive<1, 5>())
+           "health"_a = nb::none(), nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(),
+           nb::keep_alive<1, 4>(), nb::keep_alive<1, 5>(), nb::keep_alive<1, 7>())
       .def(
           "feed",
           [](Pipeline& self, nb::handle header, nb::handle payload, std::int64_t recv_ns) {

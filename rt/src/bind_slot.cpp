@@ -50,10 +50,11 @@ void bind_slot(nb::module_& m) {
   nb::class_<Candidate>(m, "Candidate", "A model with all that a pipeline needs of it.")
       .def("__init__",
            [](Candidate* self, Stepper& stepper, DecodeEncoder& encoder, std::int64_t window,
-              Follower& follower, Follower* standby) {
-             new (self) Candidate({&stepper, &encoder, window, standby}, follower);
+              Follower& follower, Follower* standby, Health* health) {
+             new (self) Candidate({&stepper, &encoder, window, standby, health}, follower);
            },
            "stepper"_a, "encoder"_a, "window"_a, "follower"_a, "standby"_a.none(),
+           "health"_a = nb::none(), nb::keep_alive<1, 7>(),
            nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(), nb::keep_alive<1, 5>(),
            nb::keep_alive<1, 6>());
 }

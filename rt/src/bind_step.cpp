@@ -84,6 +84,14 @@ void bind_step(nb::module_& m) {
           },
           nb::rv_policy::reference_internal,
           "Read-only view (n_outputs,) of the engine's own buffer, overwritten by `step`.")
+      .def_prop_ro(
+          "state",
+          [](StepEngine& self) {
+            const std::size_t n = static_cast<std::size_t>(self.hidden());
+            return nb::ndarray<nb::numpy, const float, nb::ndim<1>>(self.state(), {n});
+          },
+          nb::rv_policy::reference_internal,
+          "Read-only view (hidden,) of the last row before the heads, until the next call.")
       .def_prop_ro("n_units", &StepEngine::n_units)
       .def_prop_ro("n_outputs", &StepEngine::n_outputs)
       .def_prop_ro("position", &StepEngine::position, "Bins since reset.")

@@ -10,12 +10,14 @@ void bind_pipeline(nb::module_& m);  // bind_pipeline.cpp: the two together, a f
 void bind_tape(nb::module_& m);    // bind_tape.cpp: the flight recorder
 void bind_raw(nb::module_& m);     // bind_raw.cpp: the raw AP band to threshold crossings
 void bind_clocks(nb::module_& m);  // bind_clocks.cpp: frames into one sample clock
+void bind_health(nb::module_& m);  // bind_health.cpp: what watches the spikes themselves
 
 NB_MODULE(_core, m) {
   m.doc() = "C++ core of neds_rt: binning, assembling, and the streaming transformer step.";
   bind_stream(m);
   bind_step(m);
   bind_slot(m);
+  bind_health(m);
   bind_pipeline(m);
   bind_tape(m);
   bind_raw(m);

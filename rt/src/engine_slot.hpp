@@ -9,6 +9,7 @@
 #include <utility>
 
 #include "decode.hpp"
+#include "health.hpp"
 #include "history.hpp"
 
 namespace neds {
@@ -20,6 +21,7 @@ struct Model {
   DecodeEncoder* encoder = nullptr;
   std::int64_t window = 1;
   Follower* standby = nullptr;
+  Health* health = nullptr;  // null where the bundle has no statistics
 };
 
 // A model on offer, with what keeps its engine at the present until it is taken.
@@ -45,6 +47,9 @@ class EngineSlot {
   }
 
   DecodeEncoder& encoder() const noexcept { return *model_.encoder; }
+  Health* health() const noexcept { return model_.health; }
+  // What the engine shows of its state after the last step, or null.
+  const float* state() const { return model_.stepper->state(); }
   std::int64_t window() const noexcept { return model_.window; }
 
   // --- The thread that steps ---

@@ -35,10 +35,12 @@ class LatencyRing {
 class Pipeline {
  public:
   Pipeline(Assembler& assembler, DecodeEncoder& encoder, Stepper& stepper, LatencyRing& latency,
-           std::int64_t window)
-      : Pipeline(assembler, Model{&stepper, &encoder, window, nullptr}, latency) {}
+           std::int64_t window, Health* health = nullptr)
+      : Pipeline(assembler, Model{&stepper, &encoder, window, nullptr, health}, latency) {}
   Pipeline(Assembler& assembler, const Model& model, LatencyRing& latency)
-      : assembler_(assembler), slot_(model), latency_(latency), validity_(model.window) {}
+      : assembler_(assembler), slot_(model), latency_(latency), validity_(model.window) {
+    begin_watch();
+  }
 
   // What comes later than `late_s` after its time, or with more bins waiting behind it, is late.
   void set_patience(double late_s, std::int64_t backlog) noexcept {
@@ -72,6 +74,7 @@ class Pipeline {
   // Lost bins give messages up to the length of the window, the rest of a long gap is stepped over.
   std::size_t next() {
     sent();
+    observe();
     if (lost_ > 0) return decode_lost();
     if (skipped_ > 0) {
       slot_.skip(skipped_);
@@ -117,6 +120,27 @@ class Pipeline {
     epoch_ = assembler_.epoch();
     slot_.reset();
     validity_.reset();
+    begin_watch();
+  }
+
+  void begin_watch() noexcept {
+    Health* const health = slot_.health();
+    if (health != nullptr) health->reset();
+    slot_.encoder().set_drift(health ? 0 : std::numeric_limits<double>::quiet_NaN());
+    unobserved_ = false;
+  }
+
+  // Looks at the spikes of the last bin, once its message is on its way: they count from the next on.
+  void observe() {
+    Health* const health = slot_.health();
+    if (health == nullptr || !unobserved_) return;
+    unobserved_ = false;
+    if (whole_) {
+      health->observe(assembler_.counts().data(), slot_.state());
+    } else {
+      health->skip();
+    }
+    slot_.encoder().set_drift(health->gauges()[kDriftGauge]);
   }
 
   std::size_t decode_lost() {
@@ -132,7 +156,8 @@ class Pipeline {
     if (slot_.failed_over() && tape_ != nullptr) tape_->event("failed over", {}, row_[2]);
     slot_.judge(row_[2] - row_[1]);
     const BinFacts facts{!present, !assembler_.missing().empty(), assembler_.clock_jumped()};
-    Reason seen = validity_.advance(facts, 1);
+    const Health* const health = slot_.health();
+    Reason seen = validity_.advance(facts, 1, health ? health->reason() : kOk);
     const bool late = assembler_.available() > backlog_ || assembler_.late_s() > late_s_;
     if (seen == kOk && late) seen = kDeadlineMissed;
     DecodeEncoder& encoder = slot_.encoder();
@@ -141,6 +166,8 @@ class Pipeline {
     size_ =
         encoder.encode(seq_, bin, assembler_.end_s(bin), assembler_.spike_lag_s(), row_[0],
                        slot_.failed_over() ? kFailedOver : seen, outputs);
+    whole_ = !facts.lost && !facts.partial && !facts.jumped;
+    unobserved_ = true;
     row_[3] = encoder.pub_ns();
     unsent_ = true;
     return encoded(size_);
@@ -149,6 +176,7 @@ class Pipeline {
   void change_model() {
     if (tape_ != nullptr) tape_->event("model swapped", {}, row_[1]);
     validity_.set_window(slot_.window());
+    begin_watch();
   }
 
   std::size_t encoded(std::size_t size) noexcept {
@@ -173,7 +201,7 @@ class Pipeline {
   double late_s_ = std::numeric_limits<double>::infinity();
   std::int64_t backlog_ = std::numeric_limits<std::int64_t>::max();
   std::int64_t lost_ = 0, skipped_ = 0, lost_bin_ = 0;  // lost bins still to publish, to skip
-  bool unsent_ = false;
+  bool unsent_ = false, unobserved_ = false, whole_ = false;
   std::size_t size_ = 0;  // of the last message
   TapeRing* tape_ = nullptr;
 };

@@ -62,6 +62,9 @@ class StepEngine {
   void warm() noexcept;
 
   const float* outputs() const noexcept { return outputs_; }
+  // The last row before the heads, [hidden()], until the next step, skip or warm.
+  const float* state() const noexcept { return plan_.y; }
+  int hidden() const noexcept { return plan_.hidden; }
   int n_outputs() const noexcept { return n_outputs_; }
   int n_units() const noexcept { return plan_.units; }
   std::int64_t position() const noexcept { return position_; }  // bins since reset

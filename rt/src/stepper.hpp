@@ -17,6 +17,8 @@ class Stepper {
   // Advances by one bin, lost for present == false; returns as many floats as the encoder takes.
   virtual const float* step(const std::uint16_t* counts, bool present) = 0;
   virtual void skip(std::int64_t n_bins) = 0;
+  // The model's state after the last step, as long as the bundle's forecast takes, or null.
+  virtual const float* state() const { return nullptr; }
 };
 
 }  // namespace neds

@@ -19,13 +19,15 @@ import numpy as np
 
 from neds_rt import _core
 from neds_rt.assemble import Rehearsal, make_assembler, make_encoder, make_stepper
-from neds_rt.bundle import random_bundle, read_bundle
+from neds_rt.bundle import read_bundle
 from neds_rt.config import ServeConfig
 from neds_rt.engines import load_engine
+from neds_rt.health import make_health
 from neds_rt.recording.flight import FlightRecorder
 from neds_rt.server import Server, announce
-from tests.rt.serving import MODALITIES, SHAPE, small_bundle
+from tests.rt.serving import SHAPE
 from tests.rt.spike_frames import Sender
+from tests.rt.test_health import watched
 
 BINS, FIRST = 10_000, 500
 UNITS = 4
@@ -66,19 +68,18 @@ def frames(n, sender=None, first=0):
 def count_steps(heap, name, folder=""):
     """Frame to message for every bin, rehearsals between, by the C++ parts that a server uses.
 
-    Every bin is kept, and a standby sees it; with a folder a flight recorder writes there.
+    Every bin is watched and kept, and a standby sees it; with a folder a flight recorder writes
+    there.
     """
-    bundle = random_bundle(SHAPE, UNITS, MODALITIES)
-    recorder = None
-    if folder:
-        bundle = read_bundle(small_bundle(Path(folder) / "x.neds"))
+    bundle = watched(Path(folder) / "x.neds" if folder else None)
+    recorder, health = None, make_health(bundle)
     engine, standby = load_engine(name, bundle), load_engine("native", bundle)
     assembler = make_assembler(bundle.manifest, ["a"])
     history, counts = _core.History(256, UNITS), np.zeros(UNITS, np.uint16)
     followers = [_core.Follower(history, make_stepper(e, counts), counts, e.n_outputs)
                  for e in (engine, standby)]
     model = _core.Candidate(make_stepper(engine, assembler.counts), make_encoder(bundle.manifest),
-                            SHAPE.window, *followers)
+                            SHAPE.window, *followers, health)
     pipeline = _core.Pipeline(assembler, model, _core.LatencyRing(64))
     pipeline.keep(history)
     rehearse = Rehearsal(bundle.manifest, engine)
@@ -106,6 +107,7 @@ def count_steps(heap, name, folder=""):
     if recorder is not None:
         recorder.stop()
         assert recorder.report()["bytes"] > 100 * BINS
+    assert np.isfinite(health.gauges).all()  # it was watched all the while
     return {"allocations": heap.counted - before}
 
 

@@ -76,12 +76,16 @@ int main(int argc, char** argv) {
   rng.seed(argc > 1 ? std::strtoull(argv[1], nullptr, 10) : 1);
   const std::int64_t frames = argc > 2 ? std::atoll(argv[2]) : 10'000;
   std::vector<Source> sources = {{"a", 3}, {"b", 2}};
-  Assembler live(0.02, {{"a", {4, 0, 2}}, {"b", {1, 3}}}, 5, 16);
+  Assembler live(0.02, {{"a", {4, 0, 2}}, {"b", {1, 3}}}, 5, 16, {100'000'000, 0.5});
+  std::int64_t now_ns = 0, quiet = 0;  // frames for which only one source is heard
   std::int64_t last = INT64_MIN, epoch = 0, whole = 0, steps = 0;
   for (std::int64_t i = 0; i < frames; ++i) {
     // Mostly the one that is behind, so that bins close.
     const int behind = sources[0].watermark > sources[1].watermark;
-    Source& s = sources[chance(800) ? behind : 1 - behind];
+    if (quiet == 0 && chance(5)) quiet = pick(1, 60);
+    quiet -= quiet > 0;
+    Source& s = sources[quiet > 0 ? 0 : chance(800) ? behind : 1 - behind];
+    now_ns += pick(0, 20'000'000);
     if (chance(2) || s.watermark < -kMaxSample || s.watermark > kMaxSample) {
       for (Source& each : sources) {
         if (&each == &s || chance(700)) ++each.session, each.seq = 0, each.watermark = 0;
@@ -94,7 +98,8 @@ int main(int argc, char** argv) {
     const auto head = header(s, t0, watermark, n);
     const auto body = payload(s, t0, watermark, n);
     const std::int64_t before = live.counters()[kFrames];
-    std::int64_t ready = live.push(head.data(), head.size(), body.data(), body.size());
+    std::int64_t ready = live.push(head.data(), head.size(), body.data(), body.size(), now_ns);
+    if (live.missing().size() > 1) return std::puts("every stream is missing"), 1;
     if (live.counters()[kFrames] > before || chance(200)) ++s.seq, s.watermark = watermark;
     if (live.epoch() != epoch) epoch = live.epoch(), last = INT64_MIN;
     if (chance(50)) continue;  // a consumer that is late

@@ -15,9 +15,10 @@ import pytest
 import zmq
 
 from neds_rt.errors import BadInput, StartError
+from neds_rt.sinks.guard import LATE_S, UNKNOWN_BIN_S, Guard
 from neds_rt.sinks.oe_events import ANSWER_S, Rule, Trigger, TtlOutlet
 from neds_rt.sinks.outlet import OUTLETS, open_outlet
-from neds_rt.sinks.udp import HEADER, UdpOutlet
+from neds_rt.sinks.udp import HEADER, LOCKED_OUT, SILENT, UdpOutlet
 from neds_rt.sinks.values import REASON_CODES, labels, numbers
 from neds_rt.wire import Decode, Value
 from tests.rt.serving import COMMAND, ROOT, Publisher, Serving, small_bundle, wait_for
@@ -79,6 +80,27 @@ def test_a_datagram_byte_by_byte():
     assert stale[5:7] == bytes([0, 3])
     assert struct.unpack("<I", stale[12:16])[0] == 2**32 - 1
     assert np.isnan(np.frombuffer(stale[32:], "<f4")).all()
+
+
+def test_datagrams_go_on_when_decodes_stop_and_are_never_valid():
+    receiver, port = listener()
+    with receiver:
+        outlet = UdpOutlet(f"udp://127.0.0.1:{port}?lockout=0.03")
+        sent = [(0.0, True), (0.02, True), (0.04, True)]
+        for t, valid in sent:
+            outlet.write(decode(valid=valid), t)
+        for t in (0.05, 0.062):  # not yet silent
+            outlet.tick(t)
+        for t in (0.064, 0.070, 0.084, 0.104, 0.5):
+            outlet.tick(t)
+        outlet.write(decode(), 0.51)
+        found = [receiver.recv(2048) for _ in range(8)]
+        outlet.close()
+    assert [data[5:7] for data in found] == [bytes([0, LOCKED_OUT])] * 2 + [bytes([1, 0])] + [
+        bytes([0, SILENT])] * 4 + [bytes([0, LOCKED_OUT])]
+    for data in found[3:7]:
+        assert HEADER.unpack(data[:32])[6:8] == (2**32 - 1, -1)
+        assert np.isnan(np.frombuffer(data[32:], "<f4")).all()
 
 
 def test_udp_to_nobody_is_counted_and_survived():
@@ -151,18 +173,36 @@ class TestTrigger:
         t.tick(0.0201)
         assert not t.up
 
-    def test_level_follows_the_decode_and_falls_when_decodes_stop(self):
-        t = self.trigger(pulse=0.0, stale=0.5)
+    def test_level_follows_the_decode(self):
+        t = self.trigger(pulse=0.0)
         t.see(0.9, 0.0)
         t.tick(0.4)
         assert t.up
         t.see(0.1, 0.45)
         assert not t.up
-        t.see(0.9, 0.6)
-        t.tick(1.0)
-        assert t.up
-        t.tick(1.1)
-        assert not t.up
+
+
+class TestGuard:
+    def test_silence_of_a_bin_and_a_little_ends_validity(self):
+        guard = Guard(None, 0.0)
+        assert not guard.silent(1e9)  # nothing was ever said, so nothing was ever valid
+        assert guard.see(decode(bin=9, t_s=0.5), 1.0)  # bins of 50 ms
+        assert guard.bin_s == pytest.approx(0.05)
+        assert not guard.silent(1.052)
+        assert guard.silent(1.054)
+        assert guard.due_s <= 1.0 + 0.05 + 0.005
+
+    def test_after_a_loss_validity_has_to_last(self):
+        guard = Guard(0.5, 0.1)
+        found = [guard.see(decode(valid=valid), t) for t, valid in (
+            (0.0, True), (0.09, True), (0.11, True), (0.12, False), (0.13, True), (0.22, True),
+            (0.24, True), (0.9, True), (0.99, True), (1.01, True))]
+        assert found == [False, False, True, False, False, False, True, False, False, True]
+
+    def test_stale_decodes_say_nothing_of_the_bins_length(self):
+        guard = Guard(None, 0.0)
+        assert not guard.see(decode(valid=False, bin=-1, t_s=math.nan), 0.0)
+        assert guard.due_s == pytest.approx(UNKNOWN_BIN_S + LATE_S)
 
 
 def ttl_outlet(twin, **options):
@@ -204,11 +244,42 @@ def test_a_raised_line_is_lowered_when_the_sink_ends():
         assert twin.ttls[-1][2] is False
 
 
-def test_invalid_decodes_and_silence_lower_the_line():
-    with NetworkEventsTwin() as twin, ttl_outlet(twin, pulse=0, stale=0.1) as outlet:
+def test_silence_lowers_the_line():
+    with NetworkEventsTwin() as twin, ttl_outlet(twin, pulse=0, stale=0.1, lockout=0) as outlet:
         settle(outlet, lambda: len(twin.ttls) == 1, p=0.9)
         settle(outlet, lambda: len(twin.ttls) == 2)
         assert twin.ttls[-1][2] is False
+        assert outlet.counters["silences"] == 1
+
+
+def test_an_invalid_decode_lowers_the_line_at_once_and_locks_it():
+    """No clock but the one handed in: what is asked of the GUI follows from the decodes alone."""
+    with NetworkEventsTwin() as twin, ttl_outlet(
+            twin, pulse=0, stale=60, lockout=0.5, refractory=0) as outlet:
+        def heard(n, now):
+            wait_for(lambda: outlet.tick(now) or outlet.counters["answered"] == n)
+
+        for t in (0.0, 0.4):
+            outlet.write(decode(0.9), t)
+        assert outlet.counters["events"] == 0  # valid, but not for long enough
+        outlet.write(decode(0.9), 0.6)
+        heard(1, 0.6)
+        outlet.write(decode(0.9, valid=False, reason="stream missing"), 0.7)
+        heard(2, 0.7)
+        assert [on for _, _, on in twin.ttls] == [True, False]
+        outlet.write(decode(0.1), 0.8)  # still locked
+        outlet.write(decode(0.9), 1.2)
+        assert outlet.counters["events"] == 1
+        outlet.write(decode(0.1), 1.4)  # armed once more, by a decode that counts
+        outlet.write(decode(0.9), 1.45)
+        heard(3, 1.45)
+        assert [on for _, _, on in twin.ttls] == [True, False, True]
+        outlet.write(decode(0.9, valid=False, reason="drift"), 1.5)
+        heard(4, 1.5)
+
+
+def test_a_decode_without_the_rules_value_is_counted():
+    with NetworkEventsTwin() as twin, ttl_outlet(twin, lockout=0) as outlet:
         outlet.write(decode(0.9, values={"other": Value(mean=[1.0], sd=[])}), time.monotonic())
         assert outlet.counters["no_value"] == 1
 
@@ -237,7 +308,10 @@ def test_a_gui_that_never_answers_blocks_nothing_and_is_asked_anew():
 def test_no_gui_at_all_drops_events_at_once():
     outlet = TtlOutlet("oe-events+tcp://127.0.0.1:9?value=choice.p1&above=0.8")
     outlet.write(decode(0.9), 0.0)
-    assert outlet.counters["dropped"] == 1
+    assert outlet.counters["dropped"] == 0  # locked out at first
+    for k in range(1, 12):
+        outlet.write(decode(0.9), 0.01 * k)
+    assert outlet.counters["dropped"] > 0
     outlet.close()
 
 
@@ -332,6 +406,42 @@ def test_a_stopped_sink_does_not_hold_up_the_server(tmp_path):
     assert report["skipped"] > n / 2  # the last value, and not the backlog
     assert report["malformed"] == 0
     assert report["sinks"][f"udp://127.0.0.1:{port}"]["dropped"] == 0
+
+
+def test_a_server_that_freezes_or_dies_leaves_its_sinks_safe(tmp_path):
+    """Real processes: after the last valid decode, invalid datagrams and a line down."""
+    bundle = small_bundle(tmp_path / "m.neds")
+    uri = f"zmq+ipc://{tmp_path}/spikes"
+    receiver, port = listener()
+    with (receiver, Publisher(uri) as publisher, Serving(bundle, {"a": uri}) as server,
+          NetworkEventsTwin() as twin):
+        publisher.wait()
+        sinks = Sinks(server.lines[-1].split()[1], f"udp://127.0.0.1:{port}",
+                      f"oe-events+{twin.endpoint}?value=choice.p1&above=0&pulse=0&lockout=0"
+                      "&refractory=0&stale=20")
+        sender, k = Sender(), [0]
+
+        def datagram():
+            return receiver.recv(2048)[5:7]
+
+        def raised():  # a rig that goes on
+            publisher.send(sender.frame(600 * k[0], 600 * (k[0] + 1), [600 * k[0]], [0]))
+            k[0] += 1
+            server.next()
+            return bool(twin.ttls)
+
+        wait_for(raised)
+        server.process.send_signal(signal.SIGSTOP)
+        wait_for(lambda: datagram() == bytes([0, SILENT]))
+        assert {datagram() for _ in range(5)} == {bytes([0, SILENT])}
+        server.process.send_signal(signal.SIGCONT)
+        wait_for(lambda: datagram() == bytes([0, REASON_CODES["stale"]]))
+        wait_for(lambda: len(twin.ttls) == 2)
+        server.process.kill()
+        wait_for(lambda: datagram() == bytes([0, SILENT]))
+        report = sinks.end()
+    assert [on for _, _, on in twin.ttls] == [True, False]
+    assert report["sinks"][f"udp://127.0.0.1:{port}"]["silent"] >= 6
 
 
 def test_bad_sinks_end_with_one_line_and_exit_2():

@@ -55,6 +55,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--clock-jump", type=float, metavar="S",
         help="decodes are invalid where a probe's sample clock, once it kept pace with this "
              f"machine's, leaves it by S seconds (default {d.clock_jump:g})")
+    add("--drift", choices=("invalid", "warn", "off"),
+        help="whether spikes that are not as in training make decodes invalid, are told only, or "
+             f"are not looked at (default {d.drift})")
     add("--deadline-ms", type=float, metavar="MS",
         help="decodes written later than this after their frame came are invalid "
              "(default: the length of a bin)")
@@ -174,6 +177,8 @@ def _text(summary: dict[str, Any]) -> str:
         odd = {k: v for k, v in source["counters"].items() if v}
         if odd:
             lines.append(f"{name}: " + ", ".join(f"{k} {v}" for k, v in odd.items()))
+    health = summary["health"] or {"not watched": "the bundle has no statistics, or --drift off"}
+    lines.append("health: " + ", ".join(f"{k} {v}" for k, v in health.items()))
     for name, span in summary["latency"].items():
         if span is not None:
             figures = "  ".join(f"{key} {value:9.1f}" for key, value in span.items())

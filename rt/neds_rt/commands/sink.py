@@ -83,7 +83,8 @@ def _carry(client: Client, outlets: list[Outlet], seconds: float | None) -> int:
     try:
         while not stop.is_set() and (end is None or time.monotonic() < end):
             try:
-                decode = client.recv(0.005)
+                wait = min(outlet.due_s for outlet in outlets) - time.monotonic()
+                decode = client.recv(min(max(wait, 0.0), 0.005))
             except TimeoutError:
                 for outlet in outlets:
                     outlet.tick(time.monotonic())

@@ -6,6 +6,7 @@ where the decode is not valid. A sample's time is that of the decode's writing, 
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -34,6 +35,7 @@ class LslOutlet:
         self._outlet: Any = None
         self._layout: tuple[str, list[str]] = ("", [])
         self.counters = {"sent": 0, "opened": 0}
+        self.due_s = math.inf
 
     def write(self, decode: Decode, now_s: float) -> None:
         """Push one sample; liblsl hands it to readers on threads of its own."""

@@ -13,6 +13,7 @@ import msgspec
 import zmq
 
 from neds_rt.errors import BadInput
+from neds_rt.sinks.guard import Guard
 from neds_rt.sinks.outlet import WHERE
 from neds_rt.sinks.values import labels, numbers
 from neds_rt.sources.address import parse_address
@@ -32,7 +33,8 @@ class Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     refractory: float = 0.1  # seconds from one event to the next, at least
     pulse: float = 0.01  # seconds the line stays up; 0: until a decode is below
     line: int = 1
-    stale: float = 0.5  # seconds without a valid decode after which a raised line is lowered
+    stale: float | None = None  # seconds without a decode that end validity (default: a bin, 3 ms)
+    lockout: float = 0.1  # seconds that decodes have to be valid again before an event
 
 
 class Trigger:
@@ -42,12 +44,11 @@ class Trigger:
         self.rule = rule
         self._below = rule.above if rule.below is None else rule.below
         self._armed = True
-        self._last_event = self._last_valid = -math.inf
+        self._last_event = -math.inf
         self.up = False  # where the line should be
 
     def see(self, number: float, now_s: float) -> bool:
         """Take a number of a valid decode; True if the line is to be raised now."""
-        self._last_valid = now_s
         if number < self._below:
             self._armed = True
             self.up = self.up and self.rule.pulse > 0
@@ -59,13 +60,18 @@ class Trigger:
         return True
 
     def tick(self, now_s: float) -> None:
-        """Lower the line when its pulse is over, or when nothing valid was seen for too long."""
-        pulse_over = self.rule.pulse > 0 and now_s - self._last_event >= self.rule.pulse
-        if pulse_over or now_s - self._last_valid >= self.rule.stale:
+        """Lower the line when its pulse is over."""
+        if now_s >= self.due_s:
             self.up = False
 
+    @property
+    def due_s(self) -> float:
+        """When the pulse of a raised line is over; infinite where there is none."""
+        pulsing = self.up and self.rule.pulse > 0
+        return self._last_event + self.rule.pulse if pulsing else math.inf
+
     def take_back(self) -> None:
-        """The event could not be delivered: there is nothing to lower."""
+        """The line is to be down: the safe state, or an event that could not be delivered."""
         self.up = False
 
 
@@ -76,19 +82,29 @@ class TtlOutlet:
         address, rule = parse_address(WHERE, uri, DEFAULT_PORT, Rule, insecure=insecure)
         _check(rule)
         self.rule, self.trigger = rule, Trigger(rule)
+        self.guard = Guard(rule.stale, rule.lockout)
         self._endpoint = address.endpoint
-        self.counters = dict.fromkeys(
-            ("events", "dropped", "answered", "bad_answer", "unanswered", "no_value"), 0)
+        self.counters = dict.fromkeys(("events", "dropped", "answered", "bad_answer", "unanswered",
+                                       "no_value", "silences"), 0)
         self._context = zmq.Context()
         self._socket = self._connect()
         self._asked: tuple[bool, float] | None = None  # state asked for and when
         self._is_up = False  # what the GUI last heard from us
+        self._silent = True
+
+    @property
+    def due_s(self) -> float:
+        """When `tick` has something to do."""
+        return min(self.trigger.due_s, math.inf if self._silent else self.guard.due_s)
 
     def write(self, decode: Decode, now_s: float) -> None:
-        """Look at the rule's value of a valid decode."""
+        """Look at the rule's value of a decode that may be acted upon; else lower the line."""
         self.tick(now_s)
-        if not decode.valid:
+        if not self.guard.see(decode, now_s):
+            self.trigger.take_back()
+            self.tick(now_s)
             return
+        self._silent = False
         number = dict(zip(labels(decode), numbers(decode), strict=True)).get(self.rule.value)
         if number is None:
             self.counters["no_value"] += 1
@@ -99,6 +115,10 @@ class TtlOutlet:
         """Read an answer, give up on one that does not come, lower the line when that is due."""
         self._hear(now_s)
         self.trigger.tick(now_s)
+        if self.guard.silent(now_s):
+            self.trigger.take_back()
+            self.counters["silences"] += not self._silent
+            self._silent = True
         if self._is_up and not self.trigger.up and self._asked is None:
             self._ask(False, now_s)
 
@@ -160,7 +180,7 @@ class TtlOutlet:
 
 def _check(rule: Rule) -> None:
     """Raise `BadInput` for a rule that cannot work."""
-    for name in ("above", "below", "refractory", "pulse", "stale"):
+    for name in ("above", "below", "refractory", "pulse"):
         number = getattr(rule, name)
         if number is not None and not math.isfinite(number):
             raise BadInput(WHERE, name, number, "a finite number")
@@ -168,7 +188,5 @@ def _check(rule: Rule) -> None:
         raise BadInput(WHERE, "below", rule.below, f"at most above ({rule.above})")
     if rule.refractory < rule.pulse or rule.pulse < 0:
         raise BadInput(WHERE, "pulse", rule.pulse, f"0 to refractory ({rule.refractory})")
-    if rule.stale <= 0:
-        raise BadInput(WHERE, "stale", rule.stale, "seconds above 0")
     if not 1 <= rule.line <= MAX_LINE:
         raise BadInput(WHERE, "line", rule.line, f"1 to {MAX_LINE}")

@@ -29,6 +29,7 @@ class Outlet(Protocol):
     """
 
     counters: dict[str, int]
+    due_s: float  # when `tick` has something to do, on the monotonic clock; infinite for nothing
 
     def write(self, decode: Decode, now_s: float) -> None:
         """Take a decode at a time of the monotonic clock; what cannot be delivered is dropped."""
