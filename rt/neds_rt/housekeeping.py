@@ -1,10 +1,13 @@
-"""The thread beside the hot path: it alone logs, and only reads what the hot path counts."""
+"""The thread beside the hot path: it alone logs, tends the sources and says how things are.
+
+It only reads what the hot path counts, and takes no lock that the hot path takes.
+"""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,7 +18,8 @@ from neds_rt.assemble import COUNTERS
 if TYPE_CHECKING:
     from neds_rt.sources import Source
 
-PERIOD_S = 0.25
+PERIOD_S = 0.125  # between two reports
+TEND_EVERY = 2  # of them
 
 # What is said when a counter first moves; counters that are not here are part of normal work.
 MESSAGES = {
@@ -45,9 +49,14 @@ logger = logging.getLogger("neds_rt.server")
 class Housekeeping:
     """Logs the first of every kind of trouble and tends the sources, while the server runs."""
 
-    def __init__(self, counters: NDArray[np.int64], sources: Sequence[Source] = ()) -> None:
+    def __init__(
+        self, counters: NDArray[np.int64], sources: Sequence[Source] = (),
+        report: Callable[[Sequence[Source], Sequence[str]], None] | None = None,
+    ) -> None:
+        """`report` is called with the sources and the state of each, eight times a second."""
         self._counters = counters
         self._sources = sources
+        self._report = report
         self._states = [""] * len(sources)
         self._said: set[str] = set()
         self._stop = threading.Event()
@@ -69,10 +78,23 @@ class Housekeeping:
 
     def _run(self) -> None:
         self._tend()
+        turn = 0
         while not self._stop.wait(PERIOD_S):
-            self._tend()
-            self._look()
+            turn += 1
+            if turn % TEND_EVERY == 0:
+                self._tend()
+                self._look()
+            self._tell()
         self._look()
+
+    def _tell(self) -> None:
+        if self._report is None:
+            return
+        try:
+            self._report(self._sources, self._states)
+        except Exception as error:  # sources have to be tended all the same
+            self._report = None
+            logger.exception("nothing is reported any more: %s", error)
 
     def _tend(self) -> None:
         for i, source in enumerate(self._sources):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import zmq
@@ -22,6 +22,7 @@ from neds_rt.errors import BadInput, EngineFailed, StartError
 from neds_rt.housekeeping import Housekeeping, logger
 from neds_rt.keepwarm import NEVER, KeepWarm
 from neds_rt.machine import machine_facts, resident_bytes
+from neds_rt.reporting import StatusBoard, StatusPublisher, open_publisher
 from neds_rt.sinks import Sink, open_sink
 from neds_rt.sources import NATIVE, Source, open_source, scheme_of
 from neds_rt.sources.frame import Frame
@@ -69,6 +70,13 @@ class Server:
         self._sources: dict[Any, Source] = {}  # by what the poller calls them
         self._sink: Sink = open_sink(config.out, insecure=config.insecure)
         self.endpoint = self._sink.endpoint
+        self._board = StatusBoard(self, manifest, self._pipeline)
+        try:
+            self._status: StatusPublisher | None = open_publisher(config, self.endpoint)
+        except BadInput:
+            self._sink.close()
+            raise
+        self.status_endpoint = None if self._status is None else self._status.endpoint
 
     def run(self, on_ready: Callable[[Server], None] | None = None) -> dict[str, Any]:
         """Serve until stopped; return the summary. `on_ready` is called before the first frame.
@@ -82,7 +90,9 @@ class Server:
         try:
             self._warm_up()
             poller = self._open_sources()
-            housekeeping = Housekeeping(self.assembler.counters, list(self._sources.values()))
+            housekeeping = Housekeeping(
+                self.assembler.counters, list(self._sources.values()),
+                None if self._status is None else self._report)
             housekeeping.start()
             gc.collect()
             gc.freeze()
@@ -112,6 +122,13 @@ class Server:
             source.close()
         self._sources.clear()
         self._sink.close()
+        if self._status is not None:
+            self._status.close()
+
+    def _report(self, sources: Sequence[Source], states: Sequence[str]) -> None:
+        """Publish how things are; called by the thread beside this one."""
+        if self._status is not None:
+            self._status.send(self._board.build(sources, states))
 
     def _open_sources(self) -> zmq.Poller:
         """Connect once to every distinct URI: several probes may come over a native one."""
@@ -239,6 +256,7 @@ class Server:
             "precision": self.engine.precision,
             "model": self.model_hash,
             "endpoint": self.endpoint,
+            "status": self.status_endpoint,
             "failure": None if self.failure is None else str(self.failure),
             "seconds": round(seconds, 3),
             "rss_mb": {
@@ -263,8 +281,8 @@ def check_engine(engine: Engine, bundle: Bundle) -> None:
 def announce(server: Server) -> None:
     """Print the line on standard error that says that frames will now be decoded."""
     probes = " ".join(f"{name}={uri}" for name, uri in server.config.probe.items())
-    print(f"ready {server.endpoint} engine={server.engine.name} {probes}", file=sys.stderr,
-          flush=True)
+    print(f"ready {server.endpoint} engine={server.engine.name} "
+          f"status={server.status_endpoint or 'off'} {probes}", file=sys.stderr, flush=True)
 
 
 def _source_report(source: Source) -> dict[str, Any]:

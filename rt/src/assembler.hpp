@@ -104,6 +104,7 @@ class Assembler {
 
   std::span<std::uint16_t> counts() noexcept { return counts_; }
   std::span<std::int64_t> counters() noexcept { return counters_; }
+  std::span<const Stream> streams() const noexcept { return streams_; }
   std::int64_t bin() const noexcept { return bin_; }
   // Changes whenever the bins before the next one belong to another session.
   std::int64_t epoch() const noexcept { return epoch_; }
@@ -307,6 +308,7 @@ class Assembler {
       ++counters_[kSpikes];
       if (s.queue.add(bin, unit, sample)) ++counters_[kSaturated];
     }
+    ++s.frames;
     s.seq = h.seq;
     s.watermark = h.watermark;
     s.closed_end = s.grid.bin_of(h.watermark);

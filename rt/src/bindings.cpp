@@ -6,6 +6,7 @@ namespace nb = nanobind;
 void bind_stream(nb::module_& m);  // bind_stream.cpp: bin grid, assembler, decode encoder
 void bind_step(nb::module_& m);    // bind_step.cpp: the streaming transformer step
 void bind_pipeline(nb::module_& m);  // bind_pipeline.cpp: the two together, a frame a call
+void bind_raster(nb::module_& m);  // bind_raster.cpp: what viewers may see of it
 void bind_raw(nb::module_& m);     // bind_raw.cpp: the raw AP band to threshold crossings
 
 NB_MODULE(_core, m) {
@@ -13,5 +14,6 @@ NB_MODULE(_core, m) {
   bind_stream(m);
   bind_step(m);
   bind_pipeline(m);
+  bind_raster(m);
   bind_raw(m);
 }

@@ -5,6 +5,7 @@
 
 #include "assembler.hpp"
 #include "decode.hpp"
+#include "raster.hpp"
 
 namespace neds {
 
@@ -73,6 +74,9 @@ class Pipeline {
       : assembler_(assembler), encoder_(encoder), stepper_(stepper), latency_(latency),
         validity_(window) {}
 
+  // From now on viewers can see the bins that were sent, and the last message's reason, in `raster`.
+  void watch(Raster& raster) noexcept { raster_ = &raster; }
+
   // Takes one frame, received at `recv_ns`; returns the size of the first message, 0 for none.
   std::size_t feed(std::span<const std::uint8_t> header, std::span<const std::uint8_t> payload,
                    std::int64_t recv_ns) {
@@ -86,6 +90,7 @@ class Pipeline {
     if (!unsent_) return;
     row_[4] = last_sent_ns_ = monotonic_ns();
     latency_.add(row_);
+    if (raster_ != nullptr) raster_->add(bin_, assembler_.counts(), encoder_.reason());
     unsent_ = false;
   }
 
@@ -136,6 +141,7 @@ class Pipeline {
   }
 
   std::size_t decode(std::int64_t bin, bool present) {
+    bin_ = bin;
     row_[1] = monotonic_ns();
     const float* outputs = stepper_.step(assembler_.counts().data(), present);
     row_[2] = monotonic_ns();
@@ -149,6 +155,7 @@ class Pipeline {
 
   std::size_t encoded(std::size_t size) noexcept {
     ++reasons_[encoder_.reason()];
+    if (raster_ != nullptr) raster_->said(encoder_.reason(), encoder_.pub_ns());
     ++seq_;
     return size;
   }
@@ -157,10 +164,11 @@ class Pipeline {
   DecodeEncoder& encoder_;
   Stepper& stepper_;
   LatencyRing& latency_;
+  Raster* raster_ = nullptr;
   Validity validity_;
   LatencyRing::Row row_{};
   std::array<std::int64_t, kReasons> reasons_{};
-  std::int64_t epoch_ = -1, seq_ = 0, last_sent_ns_ = 0;
+  std::int64_t epoch_ = -1, seq_ = 0, last_sent_ns_ = 0, bin_ = -1;
   std::int64_t lost_ = 0, skipped_ = 0, lost_bin_ = 0;  // lost bins still to publish, to skip
   bool unsent_ = false;
 };
