@@ -46,6 +46,7 @@ MAX_RECENT_BINS = 2000
 FIRST_US, PER_DECADE, DECADES = 1.0, 40, 7  # 1 us to 10 s
 RASTER_ROWS, RASTER_S, MAX_RASTER_BINS = 256, 1.0, 256
 MEMORY_EVERY_S = 1.0
+BUILD_NS = 4_000_000  # what building and sending a status takes at worst, the warming tick included
 MAX_SHOWN_TEXT, MAX_SHOWN_CLASSES = 80, 64
 
 OFF, AUTO = "off", "auto"
@@ -150,6 +151,21 @@ class StatusBoard:
         self._heard: dict[str, tuple[int, int]] = {}  # frames of a stream, and when they were that
         self._memory = self._memory_ready = _megabytes()
         self._memory_due = 0.0
+
+    def wait_for_quiet(self) -> None:
+        """Sleep past the next bin if it is so near that building now might delay it.
+
+        Bins that come on time then never meet this thread. At most a bin's length.
+        """
+        ring = self._server.latency
+        if ring.recorded == 0:
+            return
+        rows = ring.rows
+        bin_ns = int(self._bin_size_s * 1e9)
+        due = int(rows[(ring.recorded - 1) % len(rows), 0]) + bin_ns
+        left = due - now_ns()
+        if 0 < left < BUILD_NS < bin_ns // 2:
+            time.sleep((left + BUILD_NS / 4) / 1e9)
 
     def build(self, sources: Sequence[Source], notes: Sequence[str]) -> Status:
         """Return the status of now; `notes[i]` is what source `i` says of its connection."""

@@ -34,6 +34,7 @@ WARM_UP_STEPS = 50
 LATENCY_BINS = 1 << 16  # of which latency is kept
 MAX_PAYLOAD_BYTES = MAX_SPIKES_PER_FRAME * SPIKE_DTYPE.itemsize
 LONGEST_WAIT_NS = 100_000_000  # a stop request is seen at least this often
+SWITCH_S = 1e-4  # after so long another thread hands the interpreter over; Python's own is 5 ms
 
 
 class Server:
@@ -86,7 +87,7 @@ class Server:
         """
         started = time.monotonic()
         housekeeping: Housekeeping | None = None
-        was_enabled = gc.isenabled()
+        was_enabled, switch_s = gc.isenabled(), sys.getswitchinterval()
         try:
             self._warm_up()
             poller = self._open_sources()
@@ -97,12 +98,14 @@ class Server:
             gc.collect()
             gc.freeze()
             gc.disable()
+            sys.setswitchinterval(SWITCH_S)
             self._rss_ready = resident_bytes()
             if on_ready is not None:
                 on_ready(self)
             self._stale_due_ns = now_ns() + self._stale_ns
             self._serve(poller)
         finally:
+            sys.setswitchinterval(switch_s)
             gc.unfreeze()
             if was_enabled:
                 gc.enable()
@@ -128,6 +131,7 @@ class Server:
     def _report(self, sources: Sequence[Source], states: Sequence[str]) -> None:
         """Publish how things are; called by the thread beside this one."""
         if self._status is not None:
+            self._board.wait_for_quiet()
             self._status.send(self._board.build(sources, states))
 
     def _open_sources(self) -> zmq.Poller:
