@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import threading
 import time
 from typing import Self
 
@@ -69,3 +71,55 @@ class StatusReader:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class LatestStatus:
+    """Reads on a thread of its own, so that whoever asks has the newest status at once."""
+
+    def __init__(self, reader: StatusReader) -> None:
+        """Start to read; `reader` is closed with this."""
+        self._reader = reader
+        self._newest: tuple[Status, float] | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="status", daemon=True)
+        self._thread.start()
+
+    def get(self) -> tuple[Status | None, float]:
+        """Return the newest status and how many seconds ago it came; (None, inf) before any."""
+        newest = self._newest
+        if newest is None:
+            return None, float("inf")
+        return newest[0], time.monotonic() - newest[1]
+
+    def close(self) -> None:
+        """End the thread and disconnect."""
+        self._stop.set()
+        self._thread.join()
+        self._reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            status = self._reader.recv(0.2)
+            if status is not None:
+                self._newest = (status, time.monotonic())
+
+
+def wait_for_signal() -> None:
+    """Return at SIGINT or SIGTERM."""
+    stop = threading.Event()
+    before = {
+        number: signal.signal(number, lambda *_: stop.set())
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        while not stop.wait(0.5):  # a wait without end would not see the signal on all systems
+            continue
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
