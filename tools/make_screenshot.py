@@ -3,9 +3,9 @@
     apt-get install chromium && pip install -e '.[dashboard,browser]'
     python tools/make_screenshot.py [--out docs/images/dashboard.png] [--freeze 1.2]
 
-The synthetic probe plays, the server decodes, `neds-rt dashboard` serves the page, and Chromium opens
-it. With --freeze the probe's process is stopped for so many seconds, as a hung acquisition would be,
-so that the picture shows what the page makes of that.
+The synthetic probe plays, the server decodes, `neds-rt dashboard` serves the page, and Chromium
+opens it. With --freeze the probe's process is stopped for so many seconds, as a hung acquisition
+would be, so that the picture shows what the page makes of that.
 """
 
 from __future__ import annotations

@@ -156,7 +156,7 @@ def _histogram(service: Histogram, stage: Stage) -> Metric:
 
 
 def serve_metrics(latest: LatestStatus, host: str, port: int) -> Any:
-    """Serve `/metrics` on a thread; returns the HTTP server. Raises `BadInput` for a port in use."""
+    """Serve `/metrics` on a thread; returns the server. Raises `BadInput` for a port in use."""
     from prometheus_client import CollectorRegistry, start_http_server
 
     registry = CollectorRegistry()

@@ -46,6 +46,7 @@ MAX_RECENT_BINS = 2000
 FIRST_US, PER_DECADE, DECADES = 1.0, 40, 7  # 1 us to 10 s
 RASTER_ROWS, RASTER_S, MAX_RASTER_BINS = 256, 1.0, 256
 MEMORY_EVERY_S = 1.0
+SILENT_S = 0.3  # blocks of all known programs are shorter
 BUILD_NS = 4_000_000  # what building and sending a status takes at worst, the warming tick included
 MAX_SHOWN_TEXT, MAX_SHOWN_CLASSES = 80, 64
 
@@ -121,8 +122,9 @@ class LatencyBook:
         largest = float(self._largest[i])
         places = np.searchsorted(np.cumsum(self._counts[i]), [0.5 * count, 0.99 * count,
                                                               0.999 * count])
-        tops = self._edges[np.minimum(places, len(self._edges) - 1)]
-        return Percentiles(*np.minimum(tops, largest).tolist(), largest)
+        tops = np.minimum(self._edges[np.minimum(places, len(self._edges) - 1)], largest)
+        p50, p99, p999 = tops.tolist()
+        return Percentiles(p50, p99, p999, largest)
 
 
 class StatusBoard:
@@ -148,6 +150,7 @@ class StatusBoard:
         pipeline.watch(self._raster)
         self._book = LatencyBook(server.latency, manifest.bin_size_s)
         self._stale_s = max(server.config.stale_after, 2 * manifest.bin_size_s)
+        self._silent_s = max(SILENT_S, 3 * manifest.bin_size_s)
         self._heard: dict[str, tuple[int, int]] = {}  # frames of a stream, and when they were that
         self._memory = self._memory_ready = _megabytes()
         self._memory_due = 0.0
@@ -184,7 +187,7 @@ class StatusBoard:
             decodes=server.latency.recorded, stale_decodes=reasons["stale"],
             valid=code == 0, reason=REASONS[code] if code >= 0 else "",
             reason_s=max(0.0, (now - since_ns) / 1e9) if code >= 0 else 0.0,
-            reasons=reasons, counters=counters, stale_s=self._stale_s,
+            reasons=reasons, counters=counters, stale_s=self._stale_s, silent_s=self._silent_s,
             recent_s=self._book.recent_s, sample_age_s=self._sample_age(now),
             missed_deadlines=self._book.missed, stages=self._book.stages(),
             service=self._book.histogram(), probes=self._probes(sources, notes, now),
@@ -204,7 +207,7 @@ class StatusBoard:
             uri = self._server.config.probe[name]
             i = by_uri.get(uri)
             age = self._age(name, frames, now)
-            state = "waiting" if age is None else "silent" if age > self._stale_s else "live"
+            state = "waiting" if age is None else "silent" if age > self._silent_s else "live"
             odd = {} if i is None else {k: v for k, v in sources[i].counters.items() if v}
             found.append(ProbeStatus(
                 name, _cut(uri), units, state, _cut(notes[i]) if i is not None else "", frames,

@@ -43,7 +43,7 @@ class Stage(msgspec.Struct, frozen=True):
 
 
 class Histogram(msgspec.Struct, frozen=True):
-    """Service times of bins. Bucket i ends at first_us * 10 ** (i / per_decade), the last at inf."""
+    """Service times of bins. Bucket i ends at first_us * 10 ** (i / per_decade), the last never."""
 
     first_us: float
     per_decade: int
@@ -61,7 +61,7 @@ class ProbeStatus(msgspec.Struct, frozen=True):
     name: str
     uri: str
     units: int
-    state: str  # "live", "silent" (no frame for `Status.stale_s`) or "waiting" (none so far)
+    state: str  # "live", "silent" (no frame for `Status.silent_s`) or "waiting" (none so far)
     note: str = ""  # what its source says of the connection
     frames: int = 0  # accepted
     frame_age_s: float | None = None  # since the last frame accepted, None before the first
@@ -145,7 +145,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="s
     reasons: dict[str, int]  # messages by reason, in the order of their codes
     counters: dict[str, int]
     # Time
-    stale_s: float
+    stale_s: float  # without a bin for so long decodes are stale
+    silent_s: float  # without a frame for so long a probe is silent
     recent_s: float
     sample_age_s: float | None  # age of the newest spike that was decoded, None before any
     missed_deadlines: int  # bins whose service took longer than a bin lasts

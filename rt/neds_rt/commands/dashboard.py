@@ -2,9 +2,9 @@
 
 Shows decodes with the stretches in which they must not be believed, the population, latency of
 every stage, every probe, gaps and the engine. The page is served from this process, which only
-listens to what `neds-rt serve` publishes: it cannot slow the server down, and nothing can be told to
-it. Needs the extra `dashboard` (pip install 'neds[dashboard]'), but no network. Prints a line that
-begins with `ready` and the address; ends with Ctrl-C.
+listens to what `neds-rt serve` publishes: it cannot slow the server down, and the page changes
+nothing. Needs the extra `dashboard` (pip install 'neds[dashboard]'), but no network. Prints a line
+that begins with `ready` and the address; ends with Ctrl-C.
 
     neds-rt dashboard
     neds-rt dashboard --decodes tcp://127.0.0.1:5580 --port 8000 --no-open

@@ -5,6 +5,8 @@ from __future__ import annotations
 import time
 from html import escape
 
+from msgspec.structs import replace
+
 from neds_rt.dashboard.history import SILENT_S, Snapshot
 from neds_rt.dashboard.style import AMBER, GREEN, RED
 from neds_rt.status import ProbeStatus, Status
@@ -12,19 +14,18 @@ from neds_rt.watching import LOST_S
 from neds_rt.words import STAGE_NAMES, probe_words, seconds, stage_row, trouble, verdict
 
 
-
 def banner(shot: Snapshot, status: Status | None, age_s: float) -> tuple[str, str]:
     """Return the headline's HTML and the text of the browser's tab."""
     word, since_s, colour = judgement(shot, status, age_s)
     at = time.strftime("%H:%M:%S", time.localtime(time.time() - since_s))
-    since = f"since {at} ({seconds(since_s)})" if since_s < 1e9 else ""
+    since = f"since {at}, {_whole(since_s)}" if since_s < 1e9 else ""
     facts = []
     if status is not None:
-        silent = "" if age_s <= LOST_S else f" · no status for {seconds(age_s)}"
+        silent = "" if age_s <= LOST_S else f" · no status for {_whole(age_s)}"
         facts = [f"engine {status.engine} {status.precision} · model {status.model[:12]}",
-                 f"{status.endpoint} · up {seconds(status.uptime_s)}{silent}"]
+                 f"{status.endpoint} · up {_whole(status.uptime_s)}{silent}"]
     if shot.last is not None:
-        facts.append(f"session {shot.last.session or '–'} · bin {shot.last.bin}")
+        facts.append(f"session {shot.last.session or '–'}")
     lines = "<br>".join(map(escape, facts))
     html = (f'<div class="banner" style="background:{colour}"><div><div class="word">'
             f'{escape(word)}</div><div class="since">{escape(since)}</div></div>'
@@ -59,7 +60,7 @@ def figures(status: Status | None, age_s: float) -> str:
     p99 = stage_row(service.recent)[1] if service is not None else "–"
     lost, gaps = (status.counters.get(name, 0) for name in ("lost_bins", "gaps"))
     drift = status.drift
-    rows = [
+    rows: list[tuple[str, str | None, bool]] = [
         ("sample age", seconds(_now(status.sample_age_s, age_s)), _is_old(status)),
         ("service p99", p99, False),
         ("deadlines missed", f"{status.missed_deadlines:,}", status.missed_deadlines > 0),
@@ -75,7 +76,7 @@ def probes(status: Status | None, age_s: float) -> str:
     """Return one line for each probe, red where it is silent."""
     if status is None:
         return _card("probes", '<div class="list dim">no status so far</div>')
-    return _card("probes", "".join(_probe(p, age_s, status.stale_s) for p in status.probes))
+    return _card("probes", "".join(_probe(p, age_s, status.silent_s) for p in status.probes))
 
 
 def stages(status: Status | None) -> str:
@@ -125,18 +126,15 @@ def device(status: Status | None, missed_here: int) -> str:
     return _card("engine and trouble", f'<div class="list">{body}</div>')
 
 
-def _probe(probe: ProbeStatus, age_s: float, stale_s: float) -> str:
+def _probe(probe: ProbeStatus, age_s: float, silent_s: float) -> str:
     """One probe; a status that is old itself makes its probes older."""
     age = _now(probe.frame_age_s, age_s)
-    shown = probe
-    if age is not None and age > stale_s:
-        shown = ProbeStatus(probe.name, probe.uri, probe.units, "silent", frame_age_s=age)
-    state = shown.state if shown.state in ("live", "waiting", "silent") else "silent"
-    more = f"{probe.units} units · {probe.frames:,} frames"
-    if state == "live":
-        more += f" · last {seconds(age)} ago"
-        if probe.lag_s > 0.001:
-            more += f" · {seconds(probe.lag_s)} behind"
+    silent = age is not None and age > silent_s
+    shown = replace(probe, state="silent", frame_age_s=age) if silent else probe
+    state = shown.state if shown.state in ("live", "waiting") else "silent"
+    more = f"{probe.units} units"
+    if state == "live" and probe.lag_s > 0.1:
+        more += f" · {seconds(probe.lag_s)} behind"
     odd = ", ".join(f"{name} {n:,}" for name, n in list(probe.counters.items())[:6])
     details = "<br>".join(escape(text) for text in (more, probe.note, odd) if text)
     return (f'<div class="probe {state}"><span><span class="name">{escape(probe.name)}</span> '
@@ -149,6 +147,11 @@ def _now(age: float | None, status_age_s: float) -> float | None:
     if age is None or status_age_s <= LOST_S:
         return age
     return age + status_age_s
+
+
+def _whole(length_s: float) -> str:
+    """Seconds without tenths: every new text makes the browser lay the page out anew."""
+    return f"{int(length_s)} s" if length_s < 60 else seconds(length_s)
 
 
 def _is_old(status: Status) -> bool:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from neds_rt.dashboard.history import WINDOW_S, RasterHistory, Snapshot
-from neds_rt.dashboard.style import CARD, GREY, INK, LINES, RASTER, RED, RULE
-from neds_rt.dashboard.traces import Shading, add_legend, time_figure
+from neds_rt.dashboard.style import GREY, INK, LINES, RASTER, RED, RULE
+from neds_rt.dashboard.traces import Shading, add_legend, dress, time_figure
 from neds_rt.status import Status
 
 
@@ -22,7 +22,7 @@ class Population:
         self._history = RasterHistory()
         columns = ("image", "x", "y", "dw", "dh")
         self.source = ColumnDataSource({name: [] for name in columns}, name="raster")
-        self.figure = time_figure("population", "unit", height)
+        self.figure = time_figure("population: spikes in a bin", "unit", height)
         self._mapper = LinearColorMapper(palette=RASTER, low=0, high=3)
         self.figure.image(source=self.source, color_mapper=self._mapper, **dict(
             zip(columns, columns, strict=True)))
@@ -59,8 +59,7 @@ class Population:
         from bokeh.models import ColorBar, FixedTicker
 
         self.figure.add_layout(ColorBar(
-            color_mapper=self._mapper, width=10, height=70, location=(6, 0), title="spikes",
-            title_text_font_size="11px", title_text_color=INK, title_text_font_style="normal",
+            color_mapper=self._mapper, width=10, height=70, location=(6, 0),
             major_label_text_font_size="11px", major_label_text_color=GREY, padding=4,
             ticker=FixedTicker(ticks=[0, 1, 2, 4, 8, 16, 32, 64, 128]),
             background_fill_alpha=0.0, bar_line_color=RULE), "right")
@@ -111,17 +110,9 @@ class Latency:
         self.figure = fig = figure(
             height=height, sizing_mode="stretch_width", toolbar_location=None, tools="",
             x_axis_type="log", x_range=Range1d(0.01, 100.0), y_range=Range1d(0, 10),
-            title="service time: frame received to decode sent", background_fill_color=CARD,
-            border_fill_color=CARD, outline_line_color=RULE, min_border_left=58,
-            min_border_right=18)
-        fig.title.text_font_size, fig.title.text_color = "13px", INK
-        fig.grid.grid_line_color = "#eef1f4"
-        for axis in fig.axis:
-            axis.axis_line_color = axis.major_tick_line_color = RULE
-            axis.minor_tick_line_color = None
-            axis.major_label_text_color = axis.axis_label_text_color = GREY
-            axis.major_label_text_font_size = axis.axis_label_text_font_size = "12px"
-            axis.axis_label_text_font_style = "normal"
+            title="service time: frame received to decode sent", min_border_left=58,
+            min_border_right=18, min_border_top=6)
+        dress(fig)
         fig.xaxis.axis_label = PlainText(text="milliseconds")
         fig.yaxis.axis_label = PlainText(text="% of bins")
         fig.xaxis.formatter = NumeralTickFormatter(format="0.[000]")

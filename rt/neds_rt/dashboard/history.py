@@ -1,4 +1,4 @@
-"""The last seconds of a stream, as arrays to plot. Draws nothing, waits for nobody but its reader."""
+"""The last seconds of a stream, as arrays to plot. Draws nothing, waits for no server."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Stretch(NamedTuple):
 
 @dataclass
 class Snapshot:
-    """What there is to plot at one moment. `x` (n,) are seconds before now, the last ones newest."""
+    """What there is to plot at one moment. `x` (n,) are seconds before now, the last the newest."""
 
     x: NDArray[np.float64]
     decodes: list[Decode]

@@ -7,15 +7,15 @@ INK, PAPER, CARD, RULE = "#1f2933", "#f3f5f7", "#ffffff", "#d9dee4"
 # Told apart by those who do not see all colours (Okabe and Ito).
 LINES = (BLUE, "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#444444", "#8c6d31")
 SHADES = {"warming up": AMBER}  # of stretches that are not valid; all others are red
-RASTER = ("#ffffff", "#cfd9e6", "#93abc9", "#5b7fae", "#2f5790", "#123a6e", "#06234a")
+RASTER = ("#ffffff", "#a3b8d3", "#5b7fae", "#2f5790", "#123a6e", "#06234a")
 
-PAGE = """{%% extends base %%}
-{%% block preamble %%}
+PAGE = f"""{{% extends base %}}
+{{% block preamble %}}
 <style>
-  html, body { margin: 0; background: %s; }
+  html, body {{ margin: 0; background: {PAPER}; }}
 </style>
-{%% endblock %%}
-""" % PAPER
+{{% endblock %}}
+"""
 
 # Inside of every block of text; Bokeh keeps each in a shadow root of its own.
 TEXT = f"""

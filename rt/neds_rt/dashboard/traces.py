@@ -1,4 +1,4 @@
-"""One figure for each decoded behaviour: the last seconds, with stretches that are not valid shaded."""
+"""One figure for each decoded behaviour: the last seconds, shaded where they are not valid."""
 
 from __future__ import annotations
 
@@ -27,10 +27,24 @@ def time_figure(heading: str, unit: str, height: int, *, last: bool = False) -> 
 
     fig = figure(
         height=height + (34 if last else 0), sizing_mode="stretch_width", toolbar_location=None,
-        tools="", x_range=Range1d(-WINDOW_S, 0.0), title=plain(heading),
+        tools="", x_range=Range1d(-WINDOW_S, 0.0), y_range=Range1d(0.0, 1.0), title=plain(heading),
         min_border_left=LEFT, min_border_right=RIGHT, min_border_top=4, min_border_bottom=6,
-        background_fill_color=CARD, border_fill_color=CARD, outline_line_color=RULE,
     )
+    dress(fig)
+    fig.yaxis.axis_label = PlainText(text=unit)
+    fig.yaxis.ticker.desired_num_ticks = 3
+    fig.xaxis.visible = last
+    if last:
+        fig.xaxis.axis_label = PlainText(text="seconds before now")
+    return fig
+
+
+def dress(fig: Any) -> None:
+    """Give a figure the look of the page."""
+    fig.styles = {"border": f"1px solid {RULE}", "border-radius": "8px", "background": CARD,
+                  "box-sizing": "border-box"}
+    fig.background_fill_color, fig.border_fill_color = CARD, None
+    fig.outline_line_color = RULE
     fig.title.text_font_size, fig.title.text_color = "13px", INK
     fig.title.text_font_style = "bold"
     fig.grid.grid_line_color = "#eef1f4"
@@ -40,12 +54,6 @@ def time_figure(heading: str, unit: str, height: int, *, last: bool = False) -> 
         axis.major_label_text_color = axis.axis_label_text_color = GREY
         axis.major_label_text_font_size = axis.axis_label_text_font_size = "12px"
         axis.axis_label_text_font_style = "normal"
-    fig.yaxis.axis_label = PlainText(text=unit)
-    fig.yaxis.ticker.desired_num_ticks = 3
-    fig.xaxis.visible = last
-    if last:
-        fig.xaxis.axis_label = PlainText(text="seconds before now")
-    return fig
 
 
 def add_legend(fig: Any, items: list[tuple[str, Any]]) -> None:
@@ -74,7 +82,8 @@ class Shading:
         fig.extra_y_ranges = {"frame": Range1d(0, 1)}
         fig.text(x="middle", y="height", text="text", source=self.source, y_range_name="frame",
                  text_align="center", text_baseline="top", text_font_size="11px",
-                 text_font_style="bold", text_color="colour")
+                 text_font_style="bold", text_color="colour", background_fill_color=CARD,
+                 background_fill_alpha=0.8)
 
     def update(self, stretches: list[Stretch]) -> None:
         """Show the stretches whose reason is not "ok"."""
