@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from neds_rt.assemble import COUNTERS
 
 if TYPE_CHECKING:
+    from neds_rt.aligning import Aligner
     from neds_rt.sources import Source
 
 PERIOD_S = 0.125  # between two reports
@@ -51,13 +52,15 @@ class Housekeeping:
 
     def __init__(
         self, counters: NDArray[np.int64], sources: Sequence[Source] = (),
-        report: Callable[[Sequence[Source], Sequence[str]], None] | None = None,
+        aligner: Aligner | None = None,
+        report: Callable[[Sequence[Source], Mapping[str, str]], None] | None = None,
     ) -> None:
-        """`report` is called with the sources and the state of each, eight times a second."""
+        """`report` is called with the sources and what was said of each, eight times a second."""
         self._counters = counters
         self._sources = sources
+        self._aligner = aligner
         self._report = report
-        self._states = [""] * len(sources)
+        self._states: dict[str, str] = {}  # what was said last, by whom
         self._said: set[str] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
@@ -97,12 +100,16 @@ class Housekeeping:
             logger.exception("nothing is reported any more: %s", error)
 
     def _tend(self) -> None:
-        for i, source in enumerate(self._sources):
-            state = source.tend()
-            if state != self._states[i]:
-                self._states[i] = state
-                if state:
-                    logger.warning("%s: %s", source.name, state)
+        for source in self._sources:
+            self._log_state(source.name, source.tend())
+        if self._aligner is not None:
+            self._log_state("clocks", self._aligner.tend(self._sources))
+
+    def _log_state(self, name: str, state: str) -> None:
+        if state != self._states.get(name, ""):
+            self._states[name] = state
+            if state:
+                logger.warning("%s: %s", name, state)
 
     def _look(self) -> None:
         counters = dict(zip(COUNTERS, self._counters.tolist(), strict=True))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -170,8 +170,8 @@ class StatusBoard:
         if 0 < left < BUILD_NS < bin_ns // 2:
             time.sleep((left + BUILD_NS / 4) / 1e9)
 
-    def build(self, sources: Sequence[Source], notes: Sequence[str]) -> Status:
-        """Return the status of now; `notes[i]` is what source `i` says of its connection."""
+    def build(self, sources: Sequence[Source], notes: Mapping[str, str]) -> Status:
+        """Return the status of now; `notes` is what sources and clocks say of themselves."""
         server, now = self._server, now_ns()
         self._book.update()
         if time.monotonic() >= self._memory_due:
@@ -193,24 +193,26 @@ class StatusBoard:
             service=self._book.histogram(), probes=self._probes(sources, notes, now),
             memory_mb=self._memory, memory_ready_mb=self._memory_ready,
             keep_warm=server.keep_warm.active, keep_warm_ticks=server.keep_warm.ticks,
-            raster=self._raster_status(),
+            clocks=notes.get("clocks", ""), raster=self._raster_status(),
         )
 
     def _probes(
-        self, sources: Sequence[Source], notes: Sequence[str], now: int
+        self, sources: Sequence[Source], notes: Mapping[str, str], now: int
     ) -> list[ProbeStatus]:
-        by_uri = {source.uri: i for i, source in enumerate(sources)}
+        by_uri = {source.uri: source for source in sources}
         streams = self._server.assembler.streams
         furthest = max((mark / fs for _, _, frames, mark, fs in streams if frames), default=0.0)
         found = []
         for name, units, frames, watermark, fs in streams:
             uri = self._server.config.probe[name]
-            i = by_uri.get(uri)
+            source = by_uri.get(uri)
             age = self._age(name, frames, now)
             state = "waiting" if age is None else "silent" if age > self._silent_s else "live"
-            odd = {} if i is None else {k: v for k, v in sources[i].counters.items() if v}
+            counters = {} if source is None else source.counters
+            odd = {kind: n for kind, n in counters.items() if n}
+            note = "" if source is None else notes.get(source.name, "")
             found.append(ProbeStatus(
-                name, _cut(uri), units, state, _cut(notes[i]) if i is not None else "", frames,
+                name, _cut(uri), units, state, _cut(note), frames,
                 age, max(0.0, furthest - watermark / fs) if frames else 0.0, odd))
         return found
 

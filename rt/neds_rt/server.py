@@ -9,12 +9,12 @@ from __future__ import annotations
 import gc
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import zmq
 
-from neds_rt import _core, assemble
+from neds_rt import _core, aligning, assemble
 from neds_rt.bundle import Bundle
 from neds_rt.config import ServeConfig
 from neds_rt.engines import Engine
@@ -58,6 +58,8 @@ class Server:
         self._rehearse = assemble.Rehearsal(manifest, engine)
         self._message = self._encoder.buffer.data
         self._frame = Frame()
+        aligned = aligning.wanted(config.align, config.probe)
+        self._aligner = aligning.Aligner(config.probe) if aligned else None
         self._bin_ns = int(manifest.bin_size_s * 1e9)
         self.keep_warm = KeepWarm(config.keep_warm, self._bin_ns, self._warm)
         self.decodes = self.stale_decodes = 0
@@ -92,7 +94,7 @@ class Server:
             self._warm_up()
             poller = self._open_sources()
             housekeeping = Housekeeping(
-                self.assembler.counters, list(self._sources.values()),
+                self.assembler.counters, list(self._sources.values()), self._aligner,
                 None if self._status is None else self._report)
             housekeeping.start()
             gc.collect()
@@ -128,7 +130,7 @@ class Server:
         if self._status is not None:
             self._status.close()
 
-    def _report(self, sources: Sequence[Source], states: Sequence[str]) -> None:
+    def _report(self, sources: Sequence[Source], states: Mapping[str, str]) -> None:
         """Publish how things are; called by the thread beside this one."""
         if self._status is not None:
             self._board.wait_for_quiet()
@@ -202,6 +204,8 @@ class Server:
         if self._stopping or not source.receive(frame):
             return
         self._last_frame_ns = received
+        if self._aligner is not None and not self._aligner.take(frame, received):
+            return
         if frame.parts != 2:
             self.assembler.refuse(assemble.PARTS)
         elif len(frame.payload) > MAX_PAYLOAD_BYTES:
@@ -254,6 +258,7 @@ class Server:
             "reasons": reasons,
             "counters": counters,
             "sources": self._source_reports,
+            "clocks": None if self._aligner is None else self._aligner.report(),
             "latency": latency_summary(self.latency),
             "keep_warm": self.keep_warm.report(),
             "engine": self.engine.name,

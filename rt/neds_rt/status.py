@@ -158,6 +158,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="s
     memory_ready_mb: float | None
     keep_warm: bool
     keep_warm_ticks: int
+    clocks: str = ""  # what is known of those of several probes
     raster: RasterStatus | None = None
     drift: DriftStatus | None = None
     recorder: RecorderStatus | None = None

@@ -112,6 +112,8 @@ def _details(status: Status) -> Panel:
         table.add_row(Text("memory", style="dim"), Text(f"{status.memory_mb:.1f} MB"))
     ticks = f"{'on' if status.keep_warm else 'off'}, {status.keep_warm_ticks:,} ticks"
     table.add_row(Text("keep warm", style="dim"), Text(ticks))
+    if status.clocks:
+        table.add_row(Text("clocks", style="dim"), Text(status.clocks))
     if status.drift is not None:
         drifted = status.drift.score >= status.drift.limit
         text = f"{status.drift.score:.2f} of {status.drift.limit:.2f}"

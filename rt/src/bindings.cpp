@@ -8,6 +8,7 @@ void bind_step(nb::module_& m);    // bind_step.cpp: the streaming transformer s
 void bind_pipeline(nb::module_& m);  // bind_pipeline.cpp: the two together, a frame a call
 void bind_raster(nb::module_& m);  // bind_raster.cpp: what viewers may see of it
 void bind_raw(nb::module_& m);     // bind_raw.cpp: the raw AP band to threshold crossings
+void bind_clocks(nb::module_& m);  // bind_clocks.cpp: frames into one sample clock
 
 NB_MODULE(_core, m) {
   m.doc() = "C++ core of neds_rt: binning, assembling, and the streaming transformer step.";
@@ -16,4 +17,5 @@ NB_MODULE(_core, m) {
   bind_pipeline(m);
   bind_raster(m);
   bind_raw(m);
+  bind_clocks(m);
 }

@@ -13,12 +13,21 @@ from neds_rt.status import ProbeStatus, Status
 from neds_rt.watching import LOST_S
 from neds_rt.words import STAGE_NAMES, probe_words, seconds, stage_row, trouble, verdict
 
+LATE_S = 2.0  # a browser that draws for longer than this shows the past
 
-def banner(shot: Snapshot, status: Status | None, age_s: float) -> tuple[str, str]:
-    """Return the headline's HTML and the text of the browser's tab."""
+
+def banner(
+    shot: Snapshot, status: Status | None, age_s: float, late_s: float = 0.0
+) -> tuple[str, str]:
+    """Return the headline's HTML and the text of the browser's tab.
+
+    `late_s` is for how long the browser has not finished the last pictures.
+    """
     word, since_s, colour = judgement(shot, status, age_s)
     at = time.strftime("%H:%M:%S", time.localtime(time.time() - since_s))
     since = f"since {at}, {_whole(since_s)}" if since_s < 1e9 else ""
+    if late_s > LATE_S:
+        since += f" · this browser is slow: the pictures below are {_whole(late_s)} old"
     facts = []
     if status is not None:
         silent = "" if age_s <= LOST_S else f" · no status for {_whole(age_s)}"
@@ -112,6 +121,8 @@ def device(status: Status | None, missed_here: int) -> str:
         lines.append(("memory", f"{status.memory_mb:.1f} MB, {grown:+.1f} MB since start", False))
     ticks = f"on, {status.keep_warm_ticks:,} ticks" if status.keep_warm else "off"
     lines.append(("keep warm", ticks, False))
+    if status.clocks:
+        lines.append(("clocks", status.clocks, False))
     if status.recorder is not None:
         tape = status.recorder
         text = f"{tape.state}, {tape.bytes / 1e6:.1f} MB, {tape.lost} lost"

@@ -69,11 +69,12 @@ class Timing:
     """Age of the newest spike, and service time, of every decode."""
 
     def __init__(self, height: int) -> None:
-        from bokeh.models import ColumnDataSource
+        from bokeh.models import ColumnDataSource, NumeralTickFormatter
 
         self.source = ColumnDataSource({"x": [], "age": [], "service": []}, name="timing")
         self.figure = fig = time_figure("age of the newest spike, and service time", "ms", height,
-                                        last=True)
+                                        last=True, log=True)
+        fig.yaxis.formatter = NumeralTickFormatter(format="0.[000]")
         self.shading = Shading(fig, "shading")
         lines = [
             (name, fig.line(x="x", y=column, source=self.source, line_width=1.6, line_color=colour))
@@ -81,7 +82,7 @@ class Timing:
                 ("sample age", "age", LINES[0]), ("service", "service", LINES[1]))
         ]
         add_legend(fig, lines)
-        self._high = 0.0
+        self._span = (0.0, 0.0)
 
     def update(self, shot: Snapshot) -> None:
         """Plot a snapshot."""
@@ -89,11 +90,14 @@ class Timing:
         service = np.array([d.service_us if d.bin >= 0 else math.nan for d in shot.decodes])
         self.source.data = {"x": shot.x, "age": age / 1e3, "service": service / 1e3}
         self.shading.update(shot.stretches)
-        finite = age[np.isfinite(age)] / 1e3
-        high = float(finite.max()) * 1.15 if len(finite) else 1.0
-        if not 0.5 * self._high < high <= self._high:
-            self._high = high * 1.1
-            self.figure.y_range.start, self.figure.y_range.end = 0.0, self._high
+        both = np.concatenate([age, service]) / 1e3
+        both = both[np.isfinite(both) & (both > 0)]
+        if len(both):  # whole decades
+            low, high = np.floor(np.log10(both.min())), np.ceil(np.log10(both.max()))
+            span = (float(10**low), float(10 ** max(high, low + 1)))
+            if span != self._span:
+                self._span = span
+                self.figure.y_range.start, self.figure.y_range.end = span
 
 
 class Latency:

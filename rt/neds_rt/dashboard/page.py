@@ -31,7 +31,7 @@ class Page:
         from bokeh.layouts import column, row
         from jinja2 import Template
 
-        self._feed, self._doc = feed, doc
+        self._feed, self._doc, self._pace = feed, doc, Pace(doc)
         self._modalities: list[ModalityStatus] | None = None
         self._traces: list[Trace] = []
         self._population: Population | None = None
@@ -49,7 +49,6 @@ class Page:
             sizing_mode="stretch_width", spacing=10, margin=(10, 14, 10, 14)))
         doc.template = Template(PAGE)
         doc.title = "neds-rt"
-        self._pace = Pace(doc)
         self._slow_due = 0.0
         self.refresh()
         doc.add_periodic_callback(self._tick, REFRESH_MS)
@@ -71,7 +70,7 @@ class Page:
         return self._feed.history.snapshot(time.monotonic()), status, age_s
 
     def _warn(self, shot: Snapshot, status: Status | None, age_s: float) -> None:
-        html, title = cards.banner(shot, status, age_s)
+        html, title = cards.banner(shot, status, age_s, self._pace.waiting_s())
         if self._doc.title != title:
             self._doc.title = title
         self._say("banner", html)
@@ -106,7 +105,7 @@ class Page:
         shown = modalities[:MAX_TRACES]
         height = max(90, min(150, (HEIGHT - 320) // max(1, len(shown))))
         self._traces = [Trace(m, height, last=False) for m in shown]
-        self._population, self._timing = Population(170), Timing(90)
+        self._population, self._timing = Population(170), Timing(100)
         self._left.children = [
             *(trace.figure for trace in self._traces), self._population.figure, self._timing.figure]
 
@@ -126,12 +125,14 @@ class Pace:
 
         self._asked = ColumnDataSource({"n": [0]}, name="asked")
         self._answered = ColumnDataSource({"n": [0]}, name="answered")
-        self._asked.js_on_change("data", CustomJS(
+        answer = CustomJS(
             args={"asked": self._asked, "answered": self._answered},
-            code="setTimeout(() => { answered.data = {n: [asked.data.n[0]]} }, 0)"))
+            code="setTimeout(() => { answered.data = {n: [asked.data.n[0]]} }, 0)")
+        self._asked.js_on_change("data", answer)
+        doc.js_on_event("document_ready", answer)  # to what was asked before it listened
         doc.add_root(self._asked)
         doc.add_root(self._answered)
-        self._sent_at = 0.0
+        self._sent_at = time.monotonic()
 
     def ready(self) -> bool:
         """Whether the browser has taken in what it was sent."""
@@ -139,8 +140,8 @@ class Pace:
         return len(answered) == 1 and bool(answered[0] == self._asked.data["n"][0])
 
     def waiting_s(self) -> float:
-        """For how long the browser has been drawing."""
-        return time.monotonic() - self._sent_at
+        """For how long the browser has been drawing, 0 when it is done."""
+        return 0.0 if self.ready() else time.monotonic() - self._sent_at
 
     def sent(self) -> None:
         """Ask for the next answer."""

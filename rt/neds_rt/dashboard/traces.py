@@ -12,7 +12,7 @@ from neds_rt.dashboard.style import CARD, GREY, INK, LINES, RED, RULE, SHADES
 from neds_rt.status import ModalityStatus
 
 LEFT, RIGHT = 78, 104  # pixels beside every frame, so that all share one time axis
-MIN_LABEL_S = 0.8  # a stretch shorter than this has no room for its reason
+LABEL_S = 0.1  # for each letter of a reason that is to have room in its stretch
 
 
 def plain(text: str) -> str:
@@ -20,19 +20,23 @@ def plain(text: str) -> str:
     return text.replace("$", "＄").replace("\\", "＼")
 
 
-def time_figure(heading: str, unit: str, height: int, *, last: bool = False) -> Any:
+def time_figure(
+    heading: str, unit: str, height: int, *, last: bool = False, log: bool = False
+) -> Any:
     """Return an empty figure over the last seconds, with a heading and the unit on its axis."""
     from bokeh.models import PlainText, Range1d
     from bokeh.plotting import figure
 
     fig = figure(
         height=height + (34 if last else 0), sizing_mode="stretch_width", toolbar_location=None,
+        y_axis_type="log" if log else "linear",
         tools="", x_range=Range1d(-WINDOW_S, 0.0), y_range=Range1d(0.0, 1.0), title=plain(heading),
-        min_border_left=LEFT, min_border_right=RIGHT, min_border_top=4, min_border_bottom=6,
+        min_border_left=LEFT, min_border_right=RIGHT, min_border_top=4, min_border_bottom=10,
     )
     dress(fig)
     fig.yaxis.axis_label = PlainText(text=unit)
-    fig.yaxis.ticker.desired_num_ticks = 3
+    if not log:
+        fig.yaxis.ticker.desired_num_ticks = 3
     fig.xaxis.visible = last
     if last:
         fig.xaxis.axis_label = PlainText(text="seconds before now")
@@ -96,7 +100,7 @@ class Shading:
             "reason": [s.reason for s in bad],
             "middle": [(a + b) / 2 for a, b in zip(left, right, strict=True)],
             "height": [0.96] * len(bad),
-            "text": [_short(s.reason, 24) if b - a >= MIN_LABEL_S else ""
+            "text": [_short(s.reason, 24) if b - a >= LABEL_S * min(24, len(s.reason)) else ""
                      for s, a, b in zip(bad, left, right, strict=True)],
         }
 
@@ -116,6 +120,7 @@ class Trace:
         self.shading = Shading(self.figure, f"shading:{modality.name}")
         self._lines = min(modality.n_outputs, MAX_LINES)
         self._low = self._high = 0.0
+        self._bands: list[Any] = []
         {"circular": self._angle, "categorical": self._classes}.get(
             modality.kind, self._mean)()
 
@@ -128,24 +133,27 @@ class Trace:
             data |= {f"y{i}": y for i, y in enumerate(shot.probabilities(m))}
         else:
             mean, sd = shot.continuous(m)
-            sd = np.nan_to_num(sd)
-            for i in range(self._lines):
-                data |= {f"y{i}": mean[i], f"low{i}": mean[i] - sd[i], f"high{i}": mean[i] + sd[i]}
-            self._fit(np.concatenate([mean - sd, mean + sd]))
+            low, high = mean - np.nan_to_num(sd), mean + np.nan_to_num(sd)
+            for i, band in enumerate(self._bands):
+                data[f"y{i}"] = mean[i]
+                band.data = band_patches(shot.x, low[i], high[i])
+            self._fit(np.concatenate([low, high]))
         self.source.data = data
         self.shading.update(shot.stretches)
 
-    def _empty(self, *columns: str) -> None:
+    def _empty(self, column: str) -> None:
         for i in range(self._lines):
-            for column in columns:
-                self.source.data[f"{column}{i}"] = []
+            self.source.data[f"{column}{i}"] = []
 
     def _mean(self) -> None:
-        self._empty("y", "low", "high")
+        from bokeh.models import ColumnDataSource
+
+        self._empty("y")
         fig, lines = self.figure, []
         for i in range(self._lines):
-            fig.varea(x="x", y1=f"low{i}", y2=f"high{i}", source=self.source, fill_alpha=0.16,
-                      fill_color=LINES[i])
+            self._bands.append(ColumnDataSource({"xs": [], "ys": []}))
+            fig.patches("xs", "ys", source=self._bands[i], fill_alpha=0.16, fill_color=LINES[i],
+                        line_color=None)
             line = fig.line(x="x", y=f"y{i}", source=self.source, line_width=1.8,
                             line_color=LINES[i])
             lines.append((f"output {i}" if self._lines > 1 else "mean ± sd", line))
@@ -185,6 +193,16 @@ class Trace:
             return
         self._low, self._high = low - 0.15 * span, high + 0.15 * span
         self.figure.y_range.start, self.figure.y_range.end = self._low, self._high
+
+
+def band_patches(
+    x: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64]
+) -> dict[str, list[NDArray[np.float64]]]:
+    """Return the outlines of the band between `low` and `high`, one for each run without NaN."""
+    found = np.flatnonzero(np.isfinite(low) & np.isfinite(high))
+    runs = np.split(found, np.flatnonzero(np.diff(found) > 1) + 1) if len(found) else []
+    return {"xs": [np.r_[x[run], x[run][::-1]] for run in runs],
+            "ys": [np.r_[high[run], low[run][::-1]] for run in runs]}
 
 
 def _short(text: str, most: int) -> str:
