@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 RECENT_S = 10.0
 MAX_RECENT_BINS = 2000
 FIRST_US, PER_DECADE, DECADES = 1.0, 40, 7  # 1 us to 10 s
-RASTER_ROWS, RASTER_S, MAX_RASTER_BINS = 256, 1.0, 256
+RASTER_ROWS, RASTER_S, MAX_RASTER_BINS = 256, 2.0, 256
 MEMORY_EVERY_S = 1.0
 SILENT_S = 0.3  # blocks of all known programs are shorter
 BUILD_NS = 4_000_000  # what building and sending a status takes at worst, the warming tick included

@@ -24,8 +24,10 @@ def banner(
     `late_s` is for how long the browser has not finished the last pictures.
     """
     word, since_s, colour = judgement(shot, status, age_s)
-    at = time.strftime("%H:%M:%S", time.localtime(time.time() - since_s))
-    since = f"since {at}, {_whole(since_s)}" if since_s < 1e9 else ""
+    since = ""
+    if since_s < 1e9:
+        at = time.strftime("%H:%M:%S", time.localtime(time.time() - since_s))
+        since = f"since {at}, {_whole(since_s)}"
     if late_s > LATE_S:
         since += f" · this browser is slow: the pictures below are {_whole(late_s)} old"
     facts = []

@@ -69,12 +69,13 @@ class Timing:
     """Age of the newest spike, and service time, of every decode."""
 
     def __init__(self, height: int) -> None:
-        from bokeh.models import ColumnDataSource, NumeralTickFormatter
+        from bokeh.models import ColumnDataSource, FixedTicker, NumeralTickFormatter
 
         self.source = ColumnDataSource({"x": [], "age": [], "service": []}, name="timing")
         self.figure = fig = time_figure("age of the newest spike, and service time", "ms", height,
                                         last=True, log=True)
         fig.yaxis.formatter = NumeralTickFormatter(format="0.[000]")
+        fig.yaxis.ticker = FixedTicker(ticks=[])
         self.shading = Shading(fig, "shading")
         lines = [
             (name, fig.line(x="x", y=column, source=self.source, line_width=1.6, line_color=colour))
@@ -97,6 +98,8 @@ class Timing:
             span = (float(10**low), float(10 ** max(high, low + 1)))
             if span != self._span:
                 self._span = span
+                decades = list(range(int(low), int(high) + 1))
+                self.figure.yaxis.ticker.ticks = [10.0**k for k in decades[:: -(-len(decades) // 4)]]
                 self.figure.y_range.start, self.figure.y_range.end = span
 
 

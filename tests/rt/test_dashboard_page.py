@@ -1,0 +1,170 @@
+"""The dashboard in a real browser: what it plots, what it says of a silent probe, what is inert."""
+
+import shutil
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+from neds_rt.bundle import ModalityOut, random_bundle, write_bundle
+from neds_rt.client import Client
+from tests.rt.serving import ROOT, SHAPE, wait_for
+from tests.rt.watched import Watched, command
+
+pytest.importorskip("bokeh")
+sync_api = pytest.importorskip("playwright.sync_api")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+if CHROMIUM is None:
+    pytest.skip("no chromium on this machine", allow_module_level=True)
+
+HTML = "<img src=x onerror='window.hacked=1'>"
+# Everything on the page that is text, Bokeh's shadow roots included, and what must not be there.
+ALL_TEXT = """() => {
+  const texts = [], images = [];
+  const walk = (node) => {
+    if (node.nodeType === Node.TEXT_NODE) texts.push(node.data);
+    if (node.nodeName === 'IMG') images.push(node.outerHTML);
+    if (node.shadowRoot) walk(node.shadowRoot);
+    node.childNodes.forEach(walk);
+  };
+  walk(document.body);
+  return {text: texts.join(' '), images, hacked: window.hacked === 1};
+}"""
+DATA = """(name) => {
+  const model = Bokeh.documents[0] && Bokeh.documents[0].get_model_by_name(name);
+  if (!model) return null;
+  return Object.fromEntries(
+    Object.entries(model.data).map(([key, values]) => [key, Array.from(values)]));
+}"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+def odd_bundle(path, probes):
+    """A bundle whose names are HTML."""
+    modalities = [
+        ModalityOut(HTML + "v", "continuous", 2, HTML, sd=[0.5, 0.25]),
+        ModalityOut("$$\\href{javascript:alert(1)}{x}$$", "circular", 2),
+        ModalityOut(HTML + "c", "categorical", 2, classes=[HTML + "1", "<script>window.hacked=1"]),
+    ]
+    bundle = random_bundle(SHAPE, 4, modalities)
+    m = bundle.manifest
+    units = [type(u)(probes[i % 2], u.channel, u.cluster, HTML) for i, u in enumerate(m.units)]
+    write_bundle(path, session=HTML, subject=HTML, bin_size_s=m.bin_size_s, shape=m.shape,
+                 units=units, modalities=modalities, weights=bundle.weights)
+    return path
+
+
+class Page:
+    """The dashboard of a rig, in its own process, and a browser that shows it."""
+
+    def __init__(self, rig, browser):
+        self.process = subprocess.Popen(
+            command("dashboard", "--decodes", rig.decodes, "--status", rig.status, "--port", "0",
+                    "--no-open"), cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        word, self.address = self.process.stderr.readline().split()
+        assert word == "ready"
+        self.tab = browser.new_page(viewport={"width": 1300, "height": 900})
+        self.foreign = []  # requests that leave for elsewhere
+        self.tab.on("request", self._check)
+        self.tab.goto(self.address)
+
+    def _check(self, request):
+        if not request.url.startswith(self.address) and request.url.startswith("http"):
+            self.foreign.append(request.url)
+
+    def data(self, name):
+        return self.tab.evaluate(DATA, name)
+
+    def read(self):
+        return self.tab.evaluate(ALL_TEXT)
+
+    def wait_for(self, condition):
+        wait_for(lambda: self.tab.wait_for_timeout(20) or condition())
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.tab.close()
+        self.process.terminate()
+        assert self.process.wait(20) == 0
+        self.process.stderr.close()
+
+
+@pytest.fixture
+def rig(tmp_path):
+    with Watched(tmp_path) as rig:
+        yield rig
+
+
+def test_page_plots_what_is_decoded_and_shows_a_silent_probe(rig, browser):
+    with Client(rig.decodes) as client, Page(rig, browser) as page:
+        seen = {}
+        page.wait_for(lambda: len((page.data("trace:velocity") or {"x": []})["x"]) > 20)
+        page.wait_for(lambda: "DECODES VALID" in page.read()["text"])
+        plotted = {name: page.data(f"trace:{name}") for name in ("velocity", "heading", "choice")}
+        while len(seen) < 10 or client._socket.poll(0):
+            found = client.recv(5)
+            seen[found.bin] = found
+        # Each plotted value is one that was decoded, and those of a stretch are in its order.
+        decoded = [tuple(np.float32(d.values["velocity"].mean)) for d in seen.values()]
+        both = [tuple(np.float32(pair)) for pair in zip(
+            plotted["velocity"]["y0"], plotted["velocity"]["y1"], strict=True)
+            if pair[0] is not None and not np.isnan(pair[0])]
+        places = [decoded.index(pair) for pair in both if pair in decoded]
+        assert len(places) > 15
+        assert places == sorted(places)
+        assert all(-10.5 <= x <= 0.0 for x in plotted["velocity"]["x"])
+        angles = np.array(plotted["heading"]["y0"], float)
+        assert np.nanmax(np.abs(angles)) <= 180
+        sums = np.array(plotted["choice"]["y0"], float) + np.array(plotted["choice"]["y1"], float)
+        np.testing.assert_allclose(sums[np.isfinite(sums)], 1, atol=1e-5)
+        assert sum(page.data("latency")["all"]) == pytest.approx(100, abs=0.1)
+        assert len(page.data("raster")["image"]) == 1
+        assert page.foreign == []
+
+        silent = page.tab.locator(".probe.silent")
+        assert silent.count() == 0
+        rig.probes["b"].pause()
+        paused = time.monotonic()
+        silent.wait_for(timeout=20_000)
+        took = time.monotonic() - paused
+        print(f"a silent probe is red after {took:.2f} s")
+        assert silent.count() == 1
+        assert silent.locator(".name").inner_text() == "b"
+        assert silent.evaluate("e => getComputedStyle(e).backgroundColor") == "rgb(198, 40, 40)"
+        page.wait_for(lambda: "DECODES NOT VALID: stale" in page.read()["text"])
+        page.wait_for(lambda: "stale" in page.data("shading:velocity")["reason"])
+
+
+def test_names_that_are_html_are_inert(tmp_path, browser):
+    with Watched(tmp_path, ("<b>a</b>", HTML[:40] + "'>"), odd_bundle) as rig, \
+            Page(rig, browser) as page:
+        page.wait_for(lambda: len((page.data(f"trace:{HTML}v") or {"x": []})["x"]) > 5)
+        page.wait_for(lambda: "<b>a</b>" in page.read()["text"])
+        found = page.read()
+        assert found["images"] == []
+        assert not found["hacked"]
+        assert page.foreign == []
+
+
+def test_no_other_page_may_talk_to_it(rig, browser):
+    with Page(rig, browser) as page:
+        opened = """(url) => new Promise((done) => {
+          const socket = new WebSocket(url, ['bokeh', 'x']);
+          socket.onopen = () => done('open'); socket.onerror = () => done('refused');
+        })"""
+        other = browser.new_page()
+        other.route("http://elsewhere.test/", lambda route: route.fulfill(body="<p>hello"))
+        other.goto("http://elsewhere.test/")
+        url = page.address.replace("http", "ws") + "ws"
+        assert other.evaluate(opened, url) == "refused"
+        other.close()
