@@ -72,7 +72,7 @@ def _probes(status: Status) -> Panel:
 
 def _timing(status: Status) -> Panel:
     table = Table(box=None, expand=True, header_style="dim")
-    table.add_column("stage")
+    table.add_column("stage", no_wrap=True)
     for heading in ("p50", "p99", "p99.9", "max", "p99.9 of all", "max of all"):
         table.add_column(heading, justify="right")
     for key, name in STAGE_NAMES.items():

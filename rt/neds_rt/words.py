@@ -6,7 +6,7 @@ from neds_rt.status import Percentiles, ProbeStatus, Status
 
 STAGE_NAMES = {
     "assemble_us": "assemble", "step_us": "step", "encode_us": "encode", "send_us": "send",
-    "service_us": "whole service",
+    "service_us": "service",
 }
 # Counters of the assembler that are part of normal work; the others are trouble.
 NORMAL = ("frames", "spikes", "bins")

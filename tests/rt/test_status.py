@@ -1,4 +1,4 @@
-"""The status message: round trip, what is refused, percentiles, the raster, where it is published."""
+"""The status message: round trip, what is refused, percentiles, raster, where it is published."""
 
 import logging
 import math

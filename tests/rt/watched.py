@@ -9,6 +9,11 @@ from tests.rt.spike_frames import Sender
 WIDTH = 600  # samples a bin of 20 ms
 
 
+def spikes_in(bin_):
+    """How many spikes each probe sends in a bin: 0 to 5, without a period."""
+    return (bin_ * 2_654_435_761 >> 9) % 6
+
+
 class Pacer:
     """Plays one probe, a frame a bin, until it is closed; `pause` is a probe that hangs."""
 
@@ -38,7 +43,7 @@ class Pacer:
         while not self._stop.is_set():
             if not self._playing.wait(0.1):
                 continue
-            samples = [bin_ * WIDTH + k for k in range(bin_ % 5)]
+            samples = [bin_ * WIDTH + k for k in range(spikes_in(bin_))]
             self.publisher.send(self._sender.frame(
                 bin_ * WIDTH, (bin_ + 1) * WIDTH, samples, [bin_ % self._units] * len(samples)))
             bin_, due = bin_ + 1, due + 0.02
