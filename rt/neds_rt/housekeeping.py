@@ -25,6 +25,7 @@ TEND_EVERY = 2  # of them
 # What is said when a counter first moves; counters that are not here are part of normal work.
 MESSAGES = {
     "gaps": "a stretch of the input is missing; its bins are lost",
+    "missing": "a stream says nothing new while others go on; bins close without it",
     "restarts": "the source restarted; the model starts anew",
     "saturated": "a unit had more than 65535 spikes in a bin",
     "late_spikes": "spikes below their stream's watermark were dropped",
@@ -52,11 +53,15 @@ class Housekeeping:
 
     def __init__(
         self, counters: NDArray[np.int64], sources: Sequence[Source] = (),
-        aligner: Aligner | None = None,
+        aligner: Aligner | None = None, also: Callable[[], None] = lambda: None,
         report: Callable[[Sequence[Source], Mapping[str, str]], None] | None = None,
     ) -> None:
-        """`report` is called with the sources and what was said of each, eight times a second."""
+        """`also` is called as often as the counters are looked at, four times a second.
+
+        `report` is called with the sources and what was said of each, eight times a second.
+        """
         self._counters = counters
+        self._also = also
         self._sources = sources
         self._aligner = aligner
         self._report = report
@@ -112,6 +117,7 @@ class Housekeeping:
                 logger.warning("%s: %s", name, state)
 
     def _look(self) -> None:
+        self._also()
         counters = dict(zip(COUNTERS, self._counters.tolist(), strict=True))
         self._log_first("", counters, MESSAGES)
         for source in self._sources:

@@ -58,7 +58,7 @@ def _of_decodes(status: Status) -> Iterator[Metric]:
                    {(reason,): n for reason, n in status.reasons.items()}, ("reason",))
     yield _counter("neds_input_events", "Counters of the input, by kind",
                    {(kind,): n for kind, n in status.counters.items()}, ("kind",))
-    yield _counter("neds_missed_deadlines", "Bins whose service took longer than a bin lasts",
+    yield _counter("neds_missed_deadlines", "Bins whose service took longer than the deadline",
                    {(): status.missed_deadlines}, ())
 
 

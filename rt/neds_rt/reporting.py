@@ -25,6 +25,8 @@ from neds_rt.housekeeping import logger
 from neds_rt.machine import resident_bytes
 from neds_rt.stats import SPANS, STAGES, now_ns
 from neds_rt.status import (
+    MAX_ITEMS,
+    FailoverStatus,
     Histogram,
     ModalityStatus,
     Percentiles,
@@ -37,6 +39,7 @@ from neds_rt.status import (
 
 if TYPE_CHECKING:
     from neds_rt.config import ServeConfig
+    from neds_rt.engine_slot import EngineSlot
     from neds_rt.manifest import Manifest
     from neds_rt.server import Server
     from neds_rt.sources import Source
@@ -56,11 +59,13 @@ OFF, AUTO = "off", "auto"
 class LatencyBook:
     """Percentiles of a ring of stamps: of the last bins exactly, of all bins by histogram."""
 
-    def __init__(self, ring: _core.LatencyRing, bin_size_s: float) -> None:
+    def __init__(
+        self, ring: _core.LatencyRing, bin_size_s: float, deadline_s: float | None = None
+    ) -> None:
         self._ring = ring
         self._bins = max(10, min(MAX_RECENT_BINS, math.ceil(RECENT_S / bin_size_s)))
         self.recent_s = self._bins * bin_size_s
-        self._deadline_us = bin_size_s * 1e6
+        self.deadline_s = bin_size_s if deadline_s is None else deadline_s
         self._ends = [STAGES.index(end) for _, end in SPANS.values()]
         self._starts = [STAGES.index(start) for start, _ in SPANS.values()]
         # The last bucket is for everything beyond the last edge.
@@ -95,7 +100,7 @@ class LatencyBook:
             np.add.at(self._counts[i], places[:, i], 1)
         self._sums += spans.sum(axis=0)
         self._largest = np.maximum(self._largest, spans.max(axis=0))
-        self.missed += int((spans[:, self._service] > self._deadline_us).sum())
+        self.missed += int((spans[:, self._service] > self.deadline_s * 1e6).sum())
 
     def stages(self) -> dict[str, Stage]:
         """Return every span of `neds_rt.stats`, by name."""
@@ -130,28 +135,21 @@ class LatencyBook:
 class StatusBoard:
     """Builds the status of one server; every method but the constructor from one thread."""
 
-    def __init__(
-        self, server: Server, manifest: Manifest, pipeline: _core.Pipeline
-    ) -> None:
+    def __init__(self, server: Server, manifest: Manifest) -> None:
         """Take all memory, and let the pipeline write into a raster of its last bins."""
-        self._server, self._pipeline = server, pipeline
+        self._server, self._pipeline = server, server.slot.pipeline
         self._run = uuid.uuid4().hex
         self._started = time.monotonic()
         self._bin_size_s = manifest.bin_size_s
-        self._modalities = [
-            ModalityStatus(
-                _cut(m.name), m.kind, m.n_outputs, _cut(m.unit),
-                [_cut(label) for label in m.classes[:MAX_SHOWN_CLASSES]])
-            for m in manifest.modalities
-        ]
         self._units = len(manifest.units)
         bins = max(8, min(MAX_RASTER_BINS, math.ceil(RASTER_S / manifest.bin_size_s)))
         self._raster = _core.Raster(bins, self._units, min(RASTER_ROWS, self._units))
-        pipeline.watch(self._raster)
-        self._book = LatencyBook(server.latency, manifest.bin_size_s)
-        self._stale_s = max(server.config.stale_after, 2 * manifest.bin_size_s)
+        self._pipeline.watch(self._raster)
+        config = server.config
+        deadline_s = None if config.deadline_ms is None else config.deadline_ms / 1e3
+        self._book = LatencyBook(server.latency, manifest.bin_size_s, deadline_s)
+        self._stale_s = max(config.stale_after, manifest.bin_size_s + 0.005)
         self._silent_s = max(SILENT_S, 3 * manifest.bin_size_s)
-        self._heard: dict[str, tuple[int, int]] = {}  # frames of a stream, and when they were that
         self._memory = self._memory_ready = _megabytes()
         self._memory_due = 0.0
 
@@ -173,6 +171,7 @@ class StatusBoard:
     def build(self, sources: Sequence[Source], notes: Mapping[str, str]) -> Status:
         """Return the status of now; `notes` is what sources and clocks say of themselves."""
         server, now = self._server, now_ns()
+        model = server.slot.model
         self._book.update()
         if time.monotonic() >= self._memory_due:
             self._memory, self._memory_due = _megabytes(), time.monotonic() + MEMORY_EVERY_S
@@ -181,19 +180,20 @@ class StatusBoard:
         code, since_ns = self._raster.word
         return Status(
             run=self._run, mono_ns=now, uptime_s=time.monotonic() - self._started,
-            endpoint=server.endpoint, model=server.model_hash, engine=server.engine.name,
-            precision=server.engine.precision, bin_size_s=self._bin_size_s,
-            modalities=self._modalities, bins=counters["bins"],
+            endpoint=server.endpoint, model=model.model_hash, engine=model.serving.name,
+            precision=model.serving.precision, bin_size_s=self._bin_size_s,
+            modalities=_modalities(model.manifest), bins=counters["bins"],
             decodes=server.latency.recorded, stale_decodes=reasons["stale"],
             valid=code == 0, reason=REASONS[code] if code >= 0 else "",
             reason_s=max(0.0, (now - since_ns) / 1e9) if code >= 0 else 0.0,
             reasons=reasons, counters=counters, stale_s=self._stale_s, silent_s=self._silent_s,
             recent_s=self._book.recent_s, sample_age_s=self._sample_age(now),
-            missed_deadlines=self._book.missed, stages=self._book.stages(),
+            deadline_s=self._book.deadline_s, missed_deadlines=self._book.missed, stages=self._book.stages(),
             service=self._book.histogram(), probes=self._probes(sources, notes, now),
             memory_mb=self._memory, memory_ready_mb=self._memory_ready,
             keep_warm=server.keep_warm.active, keep_warm_ticks=server.keep_warm.ticks,
             clocks=notes.get("clocks", ""), raster=self._raster_status(),
+            failover=_engines(server.slot),
         )
 
     def _probes(
@@ -201,13 +201,14 @@ class StatusBoard:
     ) -> list[ProbeStatus]:
         by_uri = {source.uri: source for source in sources}
         streams = self._server.assembler.streams
-        furthest = max((mark / fs for _, _, frames, mark, fs in streams if frames), default=0.0)
+        furthest = max((mark / fs for _, _, n, mark, fs, _, _ in streams if n), default=0.0)
         found = []
-        for name, units, frames, watermark, fs in streams:
+        for name, units, frames, watermark, fs, heard_ns, missing in streams:
             uri = self._server.config.probe[name]
             source = by_uri.get(uri)
-            age = self._age(name, frames, now)
-            state = "waiting" if age is None else "silent" if age > self._silent_s else "live"
+            age = max(0.0, (now - heard_ns) / 1e9) if heard_ns else None
+            silent = missing or (age is not None and age > self._silent_s)
+            state = "waiting" if age is None else "silent" if silent else "live"
             counters = {} if source is None else source.counters
             odd = {kind: n for kind, n in counters.items() if n}
             note = "" if source is None else notes.get(source.name, "")
@@ -215,15 +216,6 @@ class StatusBoard:
                 name, _cut(uri), units, state, _cut(note), frames,
                 age, max(0.0, furthest - watermark / fs) if frames else 0.0, odd))
         return found
-
-    def _age(self, name: str, frames: int, now: int) -> float | None:
-        """Seconds since a stream's count of frames last moved, as seen by the calls so far."""
-        if frames == 0:
-            return None
-        before, since = self._heard.get(name, (0, now))
-        if frames != before:
-            self._heard[name], since = (frames, now), now
-        return (now - since) / 1e9
 
     def _sample_age(self, now: int) -> float | None:
         ring = self._server.latency
@@ -286,6 +278,21 @@ def _beside(out: str, asked: str) -> str:
         return f"{out}.status"
     host, _, port = out.rpartition(":")
     return f"{host}:*" if asked.endswith(":*") else f"{host}:{int(port) + 1}"
+
+
+def _modalities(manifest: Manifest) -> list[ModalityStatus]:
+    return [
+        ModalityStatus(_cut(m.name), m.kind, m.n_outputs, _cut(m.unit),
+                       [_cut(label) for label in m.classes[:MAX_SHOWN_CLASSES]])
+        for m in manifest.modalities[:MAX_ITEMS]
+    ]
+
+
+def _engines(slot: EngineSlot) -> FailoverStatus:
+    model = slot.model
+    standby = "" if model.failed or model.standby is None else model.standby.name
+    why = _cut(slot.failovers[-1]["why"]) if slot.failovers else ""
+    return FailoverStatus(model.serving.name, standby, len(slot.failovers), slot.swaps, why)
 
 
 def _cut(text: str) -> str:

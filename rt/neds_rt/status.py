@@ -61,10 +61,10 @@ class ProbeStatus(msgspec.Struct, frozen=True):
     name: str
     uri: str
     units: int
-    state: str  # "live", "silent" (no frame for `Status.silent_s`) or "waiting" (none so far)
+    state: str  # "live", "silent" (nothing new for `Status.silent_s`) or "waiting" (never heard)
     note: str = ""  # what its source says of the connection
     frames: int = 0  # accepted
-    frame_age_s: float | None = None  # since the last frame accepted, None before the first
+    frame_age_s: float | None = None  # since its watermark last moved on, None before it did
     lag_s: float = 0.0  # how far its watermark is behind that of the probe that is furthest
     counters: dict[str, int] = {}  # those of its source that are not zero
 
@@ -97,7 +97,7 @@ class DriftStatus(msgspec.Struct, frozen=True):
     """How far the input is from what the model was trained on."""
 
     score: float
-    limit: float  # from here on decodes are no longer valid
+    limit: float = 1.0  # from here on decodes are no longer valid
     detail: dict[str, float] = {}
 
 
@@ -149,7 +149,8 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="s
     silent_s: float  # without a frame for so long a probe is silent
     recent_s: float
     sample_age_s: float | None  # age of the newest spike that was decoded, None before any
-    missed_deadlines: int  # bins whose service took longer than a bin lasts
+    deadline_s: float  # of the service of a bin
+    missed_deadlines: int  # bins whose service took longer
     stages: dict[str, Stage]
     service: Histogram
     # Parts
@@ -185,8 +186,9 @@ def decode_status(data: bytes) -> Status:
     _check_service(status.service)
     if status.raster is not None:
         _check_raster(status.raster, len(status.reasons))
-    if not 0 < status.bin_size_s <= 10:
-        raise msgspec.ValidationError(f"bin_size_s of {status.bin_size_s}")
+    for name in ("bin_size_s", "deadline_s"):
+        if not 0 < getattr(status, name) <= 1000:
+            raise msgspec.ValidationError(f"{name} of {getattr(status, name)}")
     return status
 
 

@@ -5,6 +5,7 @@ namespace nb = nanobind;
 
 void bind_stream(nb::module_& m);  // bind_stream.cpp: bin grid, assembler, decode encoder
 void bind_step(nb::module_& m);    // bind_step.cpp: the streaming transformer step
+void bind_slot(nb::module_& m);    // bind_slot.cpp: the history, models to swap in
 void bind_pipeline(nb::module_& m);  // bind_pipeline.cpp: the two together, a frame a call
 void bind_raster(nb::module_& m);  // bind_raster.cpp: what viewers may see of it
 void bind_raw(nb::module_& m);     // bind_raw.cpp: the raw AP band to threshold crossings
@@ -14,6 +15,7 @@ NB_MODULE(_core, m) {
   m.doc() = "C++ core of neds_rt: binning, assembling, and the streaming transformer step.";
   bind_stream(m);
   bind_step(m);
+  bind_slot(m);
   bind_pipeline(m);
   bind_raster(m);
   bind_raw(m);

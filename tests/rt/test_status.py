@@ -35,7 +35,8 @@ def status_of(**changes):
         "modalities": [ModalityStatus("velocity", "continuous", 2, "cm/s")], "bins": 7,
         "decodes": 7, "stale_decodes": 0, "valid": True, "reason": "ok", "reason_s": 3.0,
         "reasons": {"ok": 7, "gap": 0}, "counters": {"frames": 7, "gaps": 0}, "stale_s": 0.5,
-        "silent_s": 0.3, "recent_s": 10.0, "sample_age_s": 0.02, "missed_deadlines": 0,
+        "silent_s": 0.3, "recent_s": 10.0, "sample_age_s": 0.02,
+        "deadline_s": 0.02, "missed_deadlines": 0,
         "stages": {name: Stage() for name in SPANS},
         "service": Histogram(1.0, 2, [0, 1, 0], [0, 2, 0]),
         "probes": [ProbeStatus("a", "zmq+tcp://127.0.0.1:1", 4, "live", "", 9, 0.01, 0.0)],
@@ -61,6 +62,7 @@ def test_a_reader_ignores_keys_it_does_not_know():
 
 @pytest.mark.parametrize("changes", [
     {"v": 2}, {"uptime_s": math.nan}, {"engine": "x" * 5000}, {"bin_size_s": 0.0},
+    {"deadline_s": -1.0},
     {"counters": {str(i): i for i in range(2000)}}, {"decodes": 2**63}, {"reason_s": math.inf},
     {"raster": RasterStatus(2, 4, [5, 6], [0, 1], b"\1\2\3")},
     {"raster": RasterStatus(2, 4, [5, 6], [0, 2], b"\1\2\3\4")},

@@ -62,15 +62,14 @@ def judgement(shot: Snapshot, status: Status | None, age_s: float) -> tuple[str,
     return "DECODES NOT VALID: server silent", shot.silent_s, RED
 
 
-def figures(status: Status | None, age_s: float) -> str:
-    """Return the numbers one looks for first."""
+def figures(status: Status | None, age_s: float, drift: float | None = None) -> str:
+    """Return the numbers one looks for first. `drift` is that of the newest decode."""
     if status is None:
         return _card("now", _grid([(name, None, False) for name in (
             "sample age", "service p99", "deadlines missed", "bins lost", "gaps", "drift")]))
     service = status.stages.get("service_us")
     p99 = stage_row(service.recent)[1] if service is not None else "–"
     lost, gaps = (status.counters.get(name, 0) for name in ("lost_bins", "gaps"))
-    drift = status.drift
     rows: list[tuple[str, str | None, bool]] = [
         ("sample age", seconds(_now(status.sample_age_s, age_s)), _is_old(status)),
         ("service p99", p99, False),
@@ -78,7 +77,7 @@ def figures(status: Status | None, age_s: float) -> str:
         ("bins lost", f"{lost:,}", lost > 0),
         ("gaps", f"{gaps:,}", gaps > 0),
         ("drift", None, False) if drift is None else
-        (f"drift (limit {drift.limit:.2g})", f"{drift.score:.2f}", drift.score >= drift.limit),
+        ("drift (alarm from 1)", f"{drift:.2f}", drift >= 1.0),
     ]
     return _card(f"now, of {status.bins:,} bins", _grid(rows))
 

@@ -98,8 +98,8 @@ class Timing:
             span = (float(10**low), float(10 ** max(high, low + 1)))
             if span != self._span:
                 self._span = span
-                decades = list(range(int(low), int(high) + 1))
-                self.figure.yaxis.ticker.ticks = [10.0**k for k in decades[:: -(-len(decades) // 4)]]
+                decades = 10.0 ** np.arange(low, high + 1)
+                self.figure.yaxis.ticker.ticks = decades[:: -(-len(decades) // 4)].tolist()
                 self.figure.y_range.start, self.figure.y_range.end = span
 
 
@@ -131,7 +131,7 @@ class Latency:
                               line_dash="dashed")
         fig.add_layout(self._deadline)
         limit = fig.line(x=[-1, -1], y=[-1, -1], line_color=RED, line_dash="dashed", line_width=2)
-        add_keys(fig, [("last 10 s", recent), ("all", every), ("deadline: one bin", limit)])
+        add_keys(fig, [("last 10 s", recent), ("all", every), ("deadline", limit)])
 
     def update(self, status: Status) -> None:
         """Plot a status."""
@@ -149,7 +149,7 @@ class Latency:
         shown = (shares["all"] > 0) | (shares["recent"] > 0)
         self.source.data = {"left": left[shown], "right": right[shown],
                             **{name: share[shown] for name, share in shares.items()}}
-        deadline = status.bin_size_s * 1e3
+        deadline = status.deadline_s * 1e3
         self._deadline.location = deadline
         if shown.any():
             start = 10 ** math.floor(math.log10(left[shown][0]))

@@ -44,6 +44,12 @@ class Snapshot:
         """The newest decode."""
         return self.decodes[-1] if self.decodes else None
 
+    @property
+    def drift(self) -> float | None:
+        """Drift score of the newest decode that has one."""
+        found = (d.drift for d in reversed(self.decodes) if math.isfinite(d.drift))
+        return next(found, None)
+
     def continuous(self, m: ModalityStatus) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return mean and sd, both (lines, n), NaN where there is none."""
         n = min(m.n_outputs, MAX_LINES)

@@ -83,7 +83,7 @@ class Page:
         slow = time.monotonic() >= self._slow_due
         if slow:
             self._slow_due = time.monotonic() + SLOW_S
-            self._say("figures", cards.figures(status, age_s))
+            self._say("figures", cards.figures(status, age_s, shot.drift))
             self._say("stages", cards.stages(status))
             self._say("device", cards.device(status, self._feed.missed))
         if status is None:
