@@ -148,7 +148,6 @@ class StatusBoard:
         config = server.config
         deadline_s = None if config.deadline_ms is None else config.deadline_ms / 1e3
         self._book = LatencyBook(server.latency, manifest.bin_size_s, deadline_s)
-        self._stale_s = max(config.stale_after, manifest.bin_size_s + 0.005)
         self._silent_s = max(SILENT_S, 3 * manifest.bin_size_s)
         self._memory = self._memory_ready = _megabytes()
         self._memory_due = 0.0
@@ -186,7 +185,7 @@ class StatusBoard:
             decodes=server.latency.recorded, stale_decodes=reasons["stale"],
             valid=code == 0, reason=REASONS[code] if code >= 0 else "",
             reason_s=max(0.0, (now - since_ns) / 1e9) if code >= 0 else 0.0,
-            reasons=reasons, counters=counters, stale_s=self._stale_s, silent_s=self._silent_s,
+            reasons=reasons, counters=counters, stale_s=server.stale_s, silent_s=self._silent_s,
             recent_s=self._book.recent_s, sample_age_s=self._sample_age(now),
             deadline_s=self._book.deadline_s, missed_deadlines=self._book.missed,
             stages=self._book.stages(), service=self._book.histogram(),
