@@ -73,10 +73,14 @@ class Child:
 
     def ready(self, timeout: float) -> str:
         """Return the endpoint in the line `ready ENDPOINT ...` of a server, once it serves."""
+        return self.ready_words(timeout)[0]
+
+    def ready_words(self, timeout: float) -> list[str]:
+        """Return the words after `ready`, the endpoint and then `KEY=VALUE`."""
         while True:
             words = self.line(timeout).split()
             if words[:1] == ["ready"]:
-                return words[1]
+                return words[1:]
 
     def json(self, timeout: float) -> dict[str, Any]:
         """Return the next line that is a JSON object, passing over others."""

@@ -12,6 +12,9 @@ COMMANDS = {
     "record": ("neds_rt.commands.record", "record what sources deliver as a session"),
     "doctor": ("neds_rt.commands.doctor", "examine a rig: ports, plugins, what is mis-selected"),
     "sink": ("neds_rt.commands.sink", "carry decodes on to LSL, UDP or Open Ephys"),
+    "top": ("neds_rt.commands.top", "watch a running server in the terminal"),
+    "dashboard": ("neds_rt.commands.dashboard", "watch a running server in the browser"),
+    "metrics": ("neds_rt.commands.metrics", "Prometheus metrics of a running server"),
     "bench": ("neds_rt.commands.bench", "measure latency beside an echo server"),
     "completion": ("neds_rt.commands.completion", "print a script for the shell's completion"),
 }

@@ -17,6 +17,7 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     probe: dict[str, str] = {}  # stream name -> URI
     model: str = ""  # bundle to serve
     out: str = "tcp://127.0.0.1:5580"  # where decodes are published
+    status: str = "auto"  # where the server's state is published: auto, off or an endpoint
     engine: str = "native"
     units: str = ""  # unit map of foreign sources; empty: electrode and sorted id name the unit
     align: Literal["auto", "on", "off"] = "auto"  # probes with clocks of their own

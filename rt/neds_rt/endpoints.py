@@ -80,3 +80,17 @@ def _ipc_in_use(path: str) -> bool:
         except OSError:
             return False
         return True
+
+
+def parse_listen(option: str, text: str, *, insecure: bool = False) -> tuple[str, int]:
+    """Return host and port of `HOST:PORT`, port 0 for any; raises `BadInput`.
+
+    For pages that anybody who reaches them may read, so other machines need `insecure`.
+    """
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise BadInput(option, "address", repr(text), "HOST:PORT")
+    if not insecure and not is_loopback(host):
+        expected = "a loopback address such as 127.0.0.1, or --insecure"
+        raise BadInput(option, "address", repr(text), expected)
+    return host.strip("[]"), int(port)

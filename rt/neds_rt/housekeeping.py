@@ -1,4 +1,7 @@
-"""The thread beside the hot path: it alone logs, and only reads what the hot path counts."""
+"""The thread beside the hot path: it alone logs, tends the sources and says how things are.
+
+It only reads what the hot path counts, and takes no lock that the hot path takes.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,8 @@ if TYPE_CHECKING:
     from neds_rt.recording.flight import FlightRecorder
     from neds_rt.sources import Source
 
-PERIOD_S = 0.25
+PERIOD_S = 0.125  # between two reports
+TEND_EVERY = 2  # of them
 
 # What is said when a counter first moves; counters that are not here are part of normal work.
 MESSAGES = {
@@ -52,8 +56,12 @@ class Housekeeping:
         self, counters: NDArray[np.int64], sources: Sequence[Source] = (),
         aligner: Aligner | None = None, also: Callable[[], None] = lambda: None,
         flight: FlightRecorder | None = None,
+        report: Callable[[Sequence[Source], Mapping[str, str]], None] | None = None,
     ) -> None:
-        """`also` is called as often as the counters are looked at."""
+        """`also` is called as often as the counters are looked at, four times a second.
+
+        `report` is called with the sources and what was said of each, eight times a second.
+        """
         self._counters = counters
         self._also = also
         self._sources = sources
@@ -61,6 +69,7 @@ class Housekeeping:
         self._tended: list[Source | FlightRecorder] = [*sources]
         if flight is not None:
             self._tended.append(flight)
+        self._report = report
         self._states: dict[str, str] = {}  # what was said last, by whom
         self._said: set[str] = set()
         self._stop = threading.Event()
@@ -82,10 +91,23 @@ class Housekeeping:
 
     def _run(self) -> None:
         self._tend()
+        turn = 0
         while not self._stop.wait(PERIOD_S):
-            self._tend()
-            self._look()
+            turn += 1
+            if turn % TEND_EVERY == 0:
+                self._tend()
+                self._look()
+            self._tell()
         self._look()
+
+    def _tell(self) -> None:
+        if self._report is None:
+            return
+        try:
+            self._report(self._sources, self._states)
+        except Exception as error:  # sources have to be tended all the same
+            self._report = None
+            logger.exception("nothing is reported any more: %s", error)
 
     def _tend(self) -> None:
         for each in self._tended:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import gc
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import zmq
@@ -26,6 +26,7 @@ from neds_rt.keepwarm import NEVER, KeepWarm
 from neds_rt.machine import machine_facts, resident_bytes
 from neds_rt.patience import Patience
 from neds_rt.recording.flight import ENGINE_FAILED_EVENT, FlightRecorder
+from neds_rt.reporting import StatusBoard, StatusPublisher, open_publisher
 from neds_rt.sinks import Sink, open_sink
 from neds_rt.sources import NATIVE, Source, open_source, scheme_of
 from neds_rt.sources.frame import Frame
@@ -36,6 +37,7 @@ from neds_rt.wire import MAX_SPIKES_PER_FRAME, SPIKE_DTYPE
 LATENCY_BINS = 1 << 16  # of which latency is kept
 MAX_PAYLOAD_BYTES = MAX_SPIKES_PER_FRAME * SPIKE_DTYPE.itemsize
 LONGEST_WAIT_NS = 100_000_000  # a stop request is seen at least this often
+SWITCH_S = 1e-4  # after so long another thread hands the interpreter over; Python's own is 5 ms
 
 
 class Server:
@@ -72,9 +74,13 @@ class Server:
         self.endpoint = self._sink.endpoint
         try:
             self.slot.open(self._publish_last)
+            self._board = StatusBoard(self, manifest)
+            self._status: StatusPublisher | None = open_publisher(config, self.endpoint)
         except BaseException:
+            self.slot.close()
             self._sink.close()
             raise
+        self.status_endpoint = None if self._status is None else self._status.endpoint
 
     def run(self, on_ready: Callable[[Server], None] | None = None) -> dict[str, Any]:
         """Serve until stopped; return the summary. `on_ready` is called before the first frame.
@@ -84,25 +90,28 @@ class Server:
         """
         started = time.monotonic()
         housekeeping: Housekeeping | None = None
-        was_enabled = gc.isenabled()
+        was_enabled, switch_s = gc.isenabled(), sys.getswitchinterval()
         try:
             self.slot.warm_up()
             poller = self._open_sources()
             if self.flight is not None:
                 self.flight.start(self._pipeline)
-            housekeeping = Housekeeping(self.assembler.counters, list(self._sources.values()),
-                                        self._aligner, self.slot.tend, self.flight)
+            housekeeping = Housekeeping(
+                self.assembler.counters, list(self._sources.values()), self._aligner,
+                self.slot.tend, self.flight, None if self._status is None else self._report)
             housekeeping.start()
             self.slot.start()
             gc.collect()
             gc.freeze()
             gc.disable()
+            sys.setswitchinterval(SWITCH_S)
             self._rss_ready = resident_bytes()
             if on_ready is not None:
                 on_ready(self)
             self._stale_due_ns = now_ns() + self._patience.limit_ns
             self._serve(poller)
         finally:
+            sys.setswitchinterval(switch_s)
             gc.unfreeze()
             if was_enabled:
                 gc.enable()
@@ -115,6 +124,11 @@ class Server:
             self.close()
         return self.summary(time.monotonic() - started)
 
+    @property
+    def stale_s(self) -> float:
+        """How long no bin may close before decodes say that the input is stale."""
+        return self._patience.limit_ns / 1e9
+
     def stop(self) -> None:
         """End `run` soon; may be called from a signal handler or another thread."""
         self._stopping = True
@@ -126,6 +140,14 @@ class Server:
         self._sources.clear()
         self.slot.close()
         self._sink.close()
+        if self._status is not None:
+            self._status.close()
+
+    def _report(self, sources: Sequence[Source], states: Mapping[str, str]) -> None:
+        """Publish how things are; called by the thread beside this one."""
+        if self._status is not None:
+            self._board.wait_for_quiet()
+            self._status.send(self._board.build(sources, states))
 
     def _open_sources(self) -> zmq.Poller:
         """Connect once to every distinct URI: several probes may come over a native one."""
@@ -259,6 +281,7 @@ class Server:
             "model": self.slot.model.model_hash,
             **self.slot.report(),
             "endpoint": self.endpoint,
+            "status": self.status_endpoint,
             "failure": None if self.failure is None else str(self.failure),
             "seconds": round(seconds, 3),
             "rss_mb": {
@@ -272,8 +295,8 @@ class Server:
 def announce(server: Server) -> None:
     """Print the line on standard error that says that frames will now be decoded."""
     probes = " ".join(f"{name}={uri}" for name, uri in server.config.probe.items())
-    print(f"ready {server.endpoint} engine={server.slot.engine.name} {probes}", file=sys.stderr,
-          flush=True)
+    print(f"ready {server.endpoint} engine={server.slot.engine.name} "
+          f"status={server.status_endpoint or 'off'} {probes}", file=sys.stderr, flush=True)
 
 
 def _source_report(source: Source) -> dict[str, Any]:

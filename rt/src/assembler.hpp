@@ -141,6 +141,7 @@ class Assembler {
 
   std::span<std::uint16_t> counts() noexcept { return counts_; }
   std::span<std::int64_t> counters() noexcept { return counters_; }
+  std::span<const Stream> streams() const noexcept { return streams_; }
   std::int64_t bin() const noexcept { return bin_; }
   // Changes whenever the bins before the next one belong to another session.
   std::int64_t epoch() const noexcept { return epoch_; }
@@ -397,6 +398,7 @@ class Assembler {
       ++counters_[kSpikes];
       if (s.queue.add(bin, unit, sample)) ++counters_[kSaturated];
     }
+    ++s.frames;
     if (s.heard_ns == Stream::kNever || h.watermark > s.watermark) s.heard_ns = now_ns_;
     if (waiting_since_ns_ == Stream::kNever) waiting_since_ns_ = now_ns_;
     s.clock.see(static_cast<double>(h.watermark) / h.fs, static_cast<double>(now_ns_) * 1e-9);

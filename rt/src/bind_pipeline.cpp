@@ -169,6 +169,7 @@ void bind_pipeline(nb::module_& m) {
       .def("next", &Pipeline::next, nb::call_guard<nb::gil_scoped_release>())
       .def("sent", &Pipeline::sent)
       .def("set_patience", &Pipeline::set_patience, "late_s"_a, "backlog"_a)
+      .def("watch", &Pipeline::watch, "raster"_a, nb::keep_alive<1, 2>())
       .def("nothing",
            [](Pipeline& self, int reason, std::int64_t now_ns) {
              if (reason < 0 || reason >= kReasons) throw nb::index_error("no such reason");

@@ -63,6 +63,18 @@ nb::object parse_header_object(nb::handle data) {
                         h.sent_mono_ns, h.sent_real_ns, h.n_spikes);
 }
 
+// A tuple a stream: name, units, frames accepted, watermark, sampling rate, when its watermark last
+// moved on (0: never), whether bins close without it. Single numbers that the
+// thread that serves may be moving on: a reader gets each of them as it was at some moment.
+nb::list stream_states(const Assembler& self) {
+  nb::list states;
+  for (const Stream& s : self.streams()) {
+    states.append(nb::make_tuple(s.name, s.rows.size(), s.frames, s.watermark, s.grid.fs(),
+                                 std::max<std::int64_t>(0, s.heard_ns), s.missing));
+  }
+  return states;
+}
+
 using Streams = std::vector<std::pair<std::string, std::vector<std::int32_t>>>;
 
 void make_assembler(Assembler* self, double bin_size_s, Streams streams, std::size_t n_units,
@@ -103,6 +115,7 @@ void bind_assembler(nb::module_& m) {
       .def_prop_ro("clock_jumped", &Assembler::clock_jumped)
       .def_prop_ro("session", [](const Assembler& self) { return self.session(); })
       .def_prop_ro("spike_lag_s", &Assembler::spike_lag_s)
+      .def_prop_ro("streams", &stream_states)
       .def("end_s", &Assembler::end_s, "bin"_a)
       .def_prop_ro(
           "counts",

@@ -8,6 +8,7 @@ void bind_step(nb::module_& m);    // bind_step.cpp: the streaming transformer s
 void bind_slot(nb::module_& m);    // bind_slot.cpp: the history, models to swap in
 void bind_pipeline(nb::module_& m);  // bind_pipeline.cpp: the two together, a frame a call
 void bind_tape(nb::module_& m);    // bind_tape.cpp: the flight recorder
+void bind_raster(nb::module_& m);  // bind_raster.cpp: what viewers may see of it
 void bind_raw(nb::module_& m);     // bind_raw.cpp: the raw AP band to threshold crossings
 void bind_clocks(nb::module_& m);  // bind_clocks.cpp: frames into one sample clock
 void bind_health(nb::module_& m);  // bind_health.cpp: what watches the spikes themselves
@@ -20,6 +21,7 @@ NB_MODULE(_core, m) {
   bind_health(m);
   bind_pipeline(m);
   bind_tape(m);
+  bind_raster(m);
   bind_raw(m);
   bind_clocks(m);
 }

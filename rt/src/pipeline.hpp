@@ -6,6 +6,7 @@
 #include "assembler.hpp"
 #include "decode.hpp"
 #include "engine_slot.hpp"
+#include "raster.hpp"
 #include "tape.hpp"
 #include "validity.hpp"
 
@@ -51,6 +52,9 @@ class Pipeline {
   // Swap and fail-over; what belongs to which thread is said there.
   EngineSlot& slot() noexcept { return slot_; }
 
+  // From now on viewers can see the bins that were sent, and the last message's reason, in `raster`.
+  void watch(Raster& raster) noexcept { raster_ = &raster; }
+
   // Takes one frame, received at `recv_ns`; returns the size of the first message, 0 for none.
   std::size_t feed(std::span<const std::uint8_t> header, std::span<const std::uint8_t> payload,
                    std::int64_t recv_ns) {
@@ -67,6 +71,7 @@ class Pipeline {
     row_[4] = last_sent_ns_ = monotonic_ns();
     latency_.add(row_);
     if (tape_ != nullptr) tape_message(bytes_of(row_));
+    if (raster_ != nullptr) raster_->add(bin_, assembler_.counts(), slot_.encoder().reason());
     unsent_ = false;
   }
 
@@ -149,6 +154,7 @@ class Pipeline {
   }
 
   std::size_t decode(std::int64_t bin, bool present) {
+    bin_ = bin;
     row_[1] = monotonic_ns();
     if (slot_.adopt()) change_model();
     const float* outputs = slot_.step(assembler_.counts().data(), present);
@@ -180,7 +186,9 @@ class Pipeline {
   }
 
   std::size_t encoded(std::size_t size) noexcept {
-    ++reasons_[slot_.encoder().reason()];
+    const DecodeEncoder& encoder = slot_.encoder();
+    ++reasons_[encoder.reason()];
+    if (raster_ != nullptr) raster_->said(encoder.reason(), encoder.pub_ns());
     ++seq_;
     return size;
   }
@@ -194,10 +202,11 @@ class Pipeline {
   Assembler& assembler_;
   EngineSlot slot_;
   LatencyRing& latency_;
+  Raster* raster_ = nullptr;
   Validity validity_;
   LatencyRing::Row row_{};
   std::array<std::int64_t, kReasons> reasons_{};
-  std::int64_t epoch_ = -1, seq_ = 0, last_sent_ns_ = 0;
+  std::int64_t epoch_ = -1, seq_ = 0, last_sent_ns_ = 0, bin_ = -1;
   double late_s_ = std::numeric_limits<double>::infinity();
   std::int64_t backlog_ = std::numeric_limits<std::int64_t>::max();
   std::int64_t lost_ = 0, skipped_ = 0, lost_bin_ = 0;  // lost bins still to publish, to skip

@@ -119,6 +119,7 @@ struct Stream {
   bool missing = false;  // bins close without it
   SessionName session, ended_session;
   BinGrid grid;
+  std::int64_t frames = 0;  // accepted, of all sessions
   std::int64_t seq = 0;
   std::int64_t watermark = 0;
   std::int64_t closed_end = 0;  // bins below are closed: the bin that holds the watermark

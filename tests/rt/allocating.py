@@ -6,7 +6,8 @@
 
 Prints one JSON object: `control` (what allocating once on purpose counts), `allocations` of the
 heap by this thread over `BINS` bins, and of the server also `python_bytes`, by which what Python
-holds has grown where it is traced. Tracing allocates by itself: the two are counted apart.
+holds has grown where it is traced. Tracing allocates by itself: the two are counted apart. It
+also sees what other threads hold for a moment, so nothing is published while it runs.
 """
 
 import ctypes
@@ -115,7 +116,8 @@ def count_server(heap, name, model, uri, *, traced):
     """A whole server, from its `FIRST` bin on."""
     bundle = read_bundle(model)
     config = ServeConfig(probe={"a": uri}, model=model, out="tcp://127.0.0.1:*", engine=name,
-                         keep_warm="off", stale_after=60.0, max_bins=FIRST + BINS + 2)
+                         keep_warm="off", stale_after=60.0, max_bins=FIRST + BINS + 2,
+                         status="off" if traced else "auto")
     server = Server(config, bundle, load_engine(name, bundle))
     seen = np.zeros(5, np.int64)  # bins, then allocations and bytes before and after
     closed = server.keep_warm.bin_closed

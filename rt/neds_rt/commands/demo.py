@@ -22,6 +22,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="engine, NAME[:PRECISION] (default %(default)s)")
     parser.add_argument("--model", metavar="BUNDLE", help="a bundle of the same animal to serve "
                         "instead of the packaged one")
+    parser.add_argument("--dashboard", action="store_true",
+                        help="also show the server on a page in the browser, see neds-rt dashboard")
     parser.add_argument("--json", action="store_true",
                         help="draw nothing, end with one JSON object")
 
@@ -42,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     if not view and not args.json:
         print(f"demo: {args.seconds:g} s of a synthetic session ...", flush=True)
     model = Path(args.model) if args.model else BUNDLE
-    report = run_demo(model, args.engine, args.seconds, view=view)
+    report = run_demo(model, args.engine, args.seconds, view=view, dashboard=args.dashboard)
     print(json.dumps(report) if args.json else summary(report))
     return 0 if report["decodes"] == report["expected_decodes"] else 4
 

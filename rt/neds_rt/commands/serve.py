@@ -32,6 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--out", metavar="ENDPOINT",
         help=f"where decodes are published, tcp://HOST:PORT (port * picks one) or ipc://PATH "
              f"(default {d.out})")
+    add("--status", metavar="ENDPOINT",
+        help="where the server's state is published for top, dashboard and metrics; off for "
+             f"nowhere, auto for the port after that of --out (default {d.status})")
     add("--engine", metavar="NAME[:PRECISION]",
         help="native, onnx, cuda or module:Class, and what its weights are stored in "
              f"(default {d.engine})")

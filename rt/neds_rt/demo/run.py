@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,9 @@ LAST_DECODE_S = 5.0  # how long after the last spike a decode may still come
 FRAME_S = 0.15  # time between two pictures of the view
 
 
-def run_demo(model: Path, engine: str, seconds: float, *, view: bool) -> dict[str, Any]:
+def run_demo(
+    model: Path, engine: str, seconds: float, *, view: bool, dashboard: bool = False
+) -> dict[str, Any]:
     """Play `seconds` of a synthetic session through a server and return what came out.
 
     Raises `BadInput` for a bundle that is not the demo animal's, `StartError` if a process fails.
@@ -54,11 +56,13 @@ def run_demo(model: Path, engine: str, seconds: float, *, view: bool) -> dict[st
             "server", "neds_rt", "serve", "--probe", f"{name}={probe.json(START_S)['uri']}",
             "--model", str(model), "--engine", engine, "--out", "tcp://127.0.0.1:*", "--json",
         ) as server:
-            socket = subscribe(context, server.ready(START_S), START_S)
-            probe.tell({"go": True})
-            state.start_ns = probe.json(START_S)["start_ns"]
-            with _picture(state, engine, seconds, view) as draw:
-                _follow(socket, state, probe, server, draw)
+            words = server.ready_words(START_S)
+            socket = subscribe(context, words[0], START_S)
+            with _page(words) if dashboard else nullcontext():
+                probe.tell({"go": True})
+                state.start_ns = probe.json(START_S)["start_ns"]
+                with _picture(state, engine, seconds, view) as draw:
+                    _follow(socket, state, probe, server, draw)
             played = probe.finish(START_S) or {}
             facts = server.stop() or {}
     finally:
@@ -109,6 +113,16 @@ def _follow(
             draw()
             next_frame = now + FRAME_S
     draw()
+
+
+@contextmanager
+def _page(ready: list[str]) -> Iterator[None]:
+    """Serve the dashboard, in a process of its own, of the server whose `ready` line this is."""
+    status = dict(word.split("=", 1) for word in ready[1:])["status"]
+    with Child("dashboard", "neds_rt", "dashboard", "--decodes", ready[0], "--status", status,
+               "--port", "0") as dashboard:
+        print(f"demo: dashboard at {dashboard.ready(START_S)}", flush=True)
+        yield
 
 
 @contextmanager
