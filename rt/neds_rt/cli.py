@@ -10,6 +10,7 @@ COMMANDS = {
     "replay": ("neds_rt.commands.replay", "play a prepared session as a live probe"),
     "record": ("neds_rt.commands.record", "record what sources deliver as a session"),
     "doctor": ("neds_rt.commands.doctor", "examine a rig: ports, plugins, what is mis-selected"),
+    "keygen": ("neds_rt.commands.keygen", "make keys for sockets that other machines can reach"),
     "sink": ("neds_rt.commands.sink", "carry decodes on to LSL, UDP or Open Ephys"),
     "bench": ("neds_rt.commands.bench", "measure latency beside an echo server"),
 }

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from neds_rt.curve import Access, read_access
 from neds_rt.errors import BadInput
 
 
@@ -24,7 +25,15 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     open_bins: int = 512  # bins kept open per probe for early spikes and slow other probes
     max_bins: int | None = None  # end after this many decoded bins
     idle_exit: float | None = None  # end this many seconds after the last bin
-    insecure: bool = False  # accept endpoints that other machines can reach
+    curve_key: str = ""  # file of this side's secret key
+    curve_allow: str = ""  # public keys let in at what is bound
+    curve_server: str | dict[str, str] = ""  # public key of what is connected to, or by probe
+    insecure: bool = False  # accept endpoints that other machines can reach, without keys
+
+    def access(self) -> Access:
+        """Read the keys that the options name. Raises `BadInput`."""
+        return read_access(key=self.curve_key, allow=self.curve_allow, server=self.curve_server,
+                           insecure=self.insecure)
 
     def check(self) -> None:
         """Raise `BadInput` naming the first option whose value cannot work."""

@@ -67,7 +67,8 @@ class Server:
         self._rss_ready: int | None = None
         self._source_reports: dict[str, dict[str, Any]] = {}
         self._sources: dict[Any, Source] = {}  # by what the poller calls them
-        self._sink: Sink = open_sink(config.out, insecure=config.insecure)
+        self._access = config.access()
+        self._sink: Sink = open_sink(config.out, self._access)
         self.endpoint = self._sink.endpoint
 
     def run(self, on_ready: Callable[[Server], None] | None = None) -> dict[str, Any]:
@@ -123,7 +124,7 @@ class Server:
                 raise BadInput(f"--probe {name}", "URI", f"that of {by_uri[uri]}", "one of its own")
         for uri, name in by_uri.items():
             units = self._unit_maps[name]
-            source = open_source(name, uri, units=units, insecure=config.insecure)
+            source = open_source(name, uri, units=units, access=self._access)
             if units.missing and scheme_of(name, uri) not in NATIVE:
                 logger.warning("%s: %d of %d units of the model will stay silent, no name of the "
                                "source means them alone (--units): %s", name, len(units.missing),

@@ -11,6 +11,7 @@ import numpy as np
 import zmq
 
 from neds_rt.assemble import COUNTERS
+from neds_rt.curve import LOCAL, Access
 from neds_rt.errors import BadInput
 from neds_rt.housekeeping import Housekeeping
 from neds_rt.recording.spool import Spool
@@ -41,7 +42,7 @@ class FoundUnits(UnitMap):
 class Recorder:
     """Records all probes into one spool until `stop`."""
 
-    def __init__(self, probes: dict[str, str], spool: Spool, *, insecure: bool = False) -> None:
+    def __init__(self, probes: dict[str, str], spool: Spool, *, access: Access = LOCAL) -> None:
         self.spool, self._names = spool, set(probes)
         self.counters = {"bad_parts": 0, "bad_header": 0, "bad_stream": 0}
         self._sources: dict[Any, Source] = {}
@@ -56,7 +57,7 @@ class Recorder:
                 if uri not in by_uri:
                     by_uri[uri] = name
                     units = FoundUnits(name, spool)
-                    source = open_source(name, uri, units=units, insecure=insecure)
+                    source = open_source(name, uri, units=units, access=access)
                     self._sources[source.pollable] = source
         except BaseException:
             self.close()

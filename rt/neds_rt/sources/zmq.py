@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import zmq
 
-from neds_rt.endpoints import endpoint_of
-from neds_rt.errors import BadInput
+from neds_rt.curve import LOCAL, Access
+from neds_rt.endpoints import connect, endpoint_of
 from neds_rt.sources.frame import Frame
 
 if TYPE_CHECKING:
@@ -31,10 +31,11 @@ class ZmqSource:
     messages: Mapping[str, str] = {}
 
     def __init__(
-        self, name: str, uri: str, *, insecure: bool = False, units: UnitMap | None = None
+        self, name: str, uri: str, *, access: Access = LOCAL, units: UnitMap | None = None
     ) -> None:
         self.name, self.uri = name, uri
-        endpoint = endpoint_of(f"--probe {name}", uri, insecure=insecure)
+        where = f"--probe {name}"
+        endpoint = endpoint_of(where, uri)
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
         self._socket.setsockopt(zmq.RCVHWM, RECEIVE_QUEUE)
         self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_PART_BYTES)
@@ -43,11 +44,10 @@ class ZmqSource:
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
         self._socket.subscribe(b"")
         try:
-            self._socket.connect(endpoint)
-        except zmq.ZMQError as error:
+            connect(where, self._socket, endpoint, access, name)
+        except BaseException:
             self._socket.close()
-            found = f"{uri} ({error})"
-            raise BadInput(f"--probe {name}", "URI", found, "one to connect to") from error
+            raise
 
     @property
     def pollable(self) -> zmq.Socket[bytes]:
