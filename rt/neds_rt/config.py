@@ -25,6 +25,7 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     open_bins: int = 512  # bins kept open per probe for early spikes and slow other probes
     max_bins: int | None = None  # end after this many decoded bins
     idle_exit: float | None = None  # end this many seconds after the last bin
+    trust: str = ""  # public keys, one of which must have signed the bundle
     curve_key: str = ""  # file of this side's secret key
     curve_allow: str = ""  # public keys let in at what is bound
     curve_server: str | dict[str, str] = ""  # public key of what is connected to, or by probe

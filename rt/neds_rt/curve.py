@@ -94,39 +94,51 @@ def parse_servers(values: Sequence[str]) -> dict[str, str]:
 
 
 def write_key_pair(folder: Path, name: str) -> tuple[Path, Path]:
-    """Make a key pair and write `NAME.key` and `NAME.key_secret`; returns both paths.
+    """Make a key pair; writes `NAME.key` and `NAME.key_secret` (mode 0600), returns both paths.
 
-    The secret file has mode 0600 from its first moment. Raises `BadInput` when the name is no plain
-    file name, when either file is there already, or when the folder cannot be written.
+    Raises `BadInput` when the name is no plain file name, when either file is there already, or
+    when the folder cannot be written.
     """
     import zmq
 
+    check_key_name(name)
+    public, secret = zmq.curve_keypair()
+    head = f'metadata\n    name = "{name}"\ncurve\n    public-key = "{public.decode()}"\n'
+    tail = f'    secret-key = "{secret.decode()}"\n'
+    return write_key_files(
+        folder / f"{name}.key", (_PUBLIC + head).encode(),
+        folder / f"{name}.key_secret", (_SECRET + head + tail).encode(),
+    )
+
+
+def check_key_name(name: str) -> None:
+    """Raise `BadInput` unless key files can be called so."""
     if not _NAME.fullmatch(name):
         raise BadInput("--name", "name", ascii(name), "letters, digits, '.', '_' and '-'")
-    public, secret = zmq.curve_keypair()
-    paths = folder / f"{name}.key", folder / f"{name}.key_secret"
-    halves = [f'    public-key = "{public.decode()}"\n', f'    secret-key = "{secret.decode()}"\n']
-    head = f"metadata\n    name = \"{name}\"\ncurve\n"
-    for path in paths:
+
+
+def write_key_files(
+    public: Path, public_data: bytes, secret: Path, secret_data: bytes
+) -> tuple[Path, Path]:
+    """Write both halves of a key; the secret one has mode 0600 from its first moment.
+
+    Returns both paths. Raises `BadInput` when either is there already or cannot be written.
+    """
+    for path in (public, secret):
         if path.exists() or path.is_symlink():
             raise BadInput(path, "file", "a key that is there already", "a new name (--name)")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_new(paths[1], _SECRET + head + "".join(halves), 0o600)
-        _write_new(paths[0], _PUBLIC + head + halves[0], 0o644)
+        secret.parent.mkdir(parents=True, exist_ok=True)
+        _write_new(secret, secret_data, 0o600)
+        _write_new(public, public_data, 0o644)
     except OSError as error:
-        raise BadInput(folder, "key", error, "a folder to write new files in") from None
-    return paths
+        raise BadInput(secret.parent, "key", error, "a folder to write new files in") from None
+    return public, secret
 
 
 def read_secret(path: str) -> KeyPair:
     """Return the pair in a `.key_secret` file; raises `BadInput`, also when others can read it."""
-    data = _read(Path(path))
-    if os.name == "posix":
-        mode = stat.S_IMODE(Path(path).stat().st_mode)
-        if mode & 0o077:
-            raise BadInput(path, "mode", f"{mode:04o}", "0600: others must not read a secret key")
-    found = _fields(data)
+    found = _fields(read_key_file(path, secret=True))
     if "secret-key" not in found or "public-key" not in found:
         raise BadInput(path, "secret-key", "none", "a NAME.key_secret file (neds-rt keygen)")
     pair = KeyPair(_checked(path, found["public-key"]), _checked(path, found["secret-key"]))
@@ -146,7 +158,7 @@ def read_public(text: str) -> bytes:
     """Return a public key, given itself or as the name of its file. Raises `BadInput`."""
     if _Z85.fullmatch(text.encode()) and not Path(text).exists():
         return text.encode()
-    found = _fields(_read(Path(text)))
+    found = _fields(read_key_file(text))
     if "public-key" not in found:
         raise BadInput(text, "public-key", "none", "a NAME.key file (neds-rt keygen)")
     return _checked(text, found["public-key"])
@@ -162,7 +174,7 @@ def read_allowed(path: str) -> frozenset[bytes]:
     if place.is_dir():
         keys = {read_public(str(file)) for file in sorted(place.glob("*.key"))}
     else:
-        data = _read(place)
+        data = read_key_file(path)
         found = _fields(data)
         if "public-key" in found:
             keys = {_checked(path, found["public-key"])}
@@ -194,22 +206,29 @@ def _checked(path: object, key: bytes) -> bytes:
     return key
 
 
-def _read(path: Path) -> bytes:
+def read_key_file(path: str, *, secret: bool = False) -> bytes:
+    """Return what is in a key file, 1 MiB at most. Raises `BadInput`.
+
+    So it does for a `secret` one that anybody but its owner can read.
+    """
     try:
-        with path.open("rb") as file:
+        with Path(path).open("rb") as file:
+            mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             data = file.read(MAX_FILE_BYTES + 1)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise BadInput(str(path)[:200], "key file", reason, "a readable file") from None
+        raise BadInput(path[:200], "key file", reason, "a readable file") from None
     if len(data) > MAX_FILE_BYTES:
         raise BadInput(path, "key file", "more than 1 MiB", "a file of keys")
+    if secret and os.name == "posix" and mode & 0o077:
+        raise BadInput(path, "mode", f"{mode:04o}", "0600: others must not read a secret key")
     return data
 
 
-def _write_new(path: Path, text: str, mode: int) -> None:
+def _write_new(path: Path, data: bytes, mode: int) -> None:
     """Write a file that must not exist, with this mode from the start, and sync it."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(handle, "w", encoding="ascii") as file:
-        file.write(text)
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
         file.flush()
         os.fsync(file.fileno())

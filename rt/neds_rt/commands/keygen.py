@@ -1,7 +1,8 @@
-"""Make a key pair, for sockets that other machines can reach.
+"""Make a key pair, for sockets that other machines can reach or for signing bundles.
 
 Writes NAME.key, which is given to the other side, and NAME.key_secret, which is kept. A pair is
 wanted for every machine, or every person: a server lets in the keys on its list and nobody else.
+With --signing it is NAME.pub.pem, for `neds-rt serve --trust`, and NAME.pem, for `neds-rt sign`.
 
     neds-rt keygen --out keys --name server
     neds-rt keygen --out keys --name client
@@ -20,6 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="folder to write both files in (default: this one)")
     parser.add_argument("--name", metavar="NAME", default="neds-rt",
                         help="what the files are called (default %(default)s)")
+    parser.add_argument("--signing", action="store_true",
+                        help="a pair to sign bundles with (needs the extra `sign`)")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
 
 
@@ -28,10 +31,16 @@ def run(args: argparse.Namespace) -> int:
     import json
     from pathlib import Path
 
-    from neds_rt.curve import read_public, write_key_pair
+    if args.signing:
+        from neds_rt.signature import read_trusted, write_signing_pair
 
-    public, secret = write_key_pair(Path(args.out), args.name)
-    key = read_public(str(public)).decode()
+        public, secret = write_signing_pair(Path(args.out), args.name)
+        key = next(iter(read_trusted(str(public)))).hex()
+    else:
+        from neds_rt.curve import read_public, write_key_pair
+
+        public, secret = write_key_pair(Path(args.out), args.name)
+        key = read_public(str(public)).decode()
     if args.json:
         print(json.dumps({"public": str(public), "secret": str(secret), "key": key}))
     else:

@@ -52,6 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-bins", type=int, metavar="N", help="end after N decoded bins")
     add("--idle-exit", type=float, metavar="S",
         help="end when no frame arrived for S seconds, counted from the first frame on")
+    add("--trust", metavar="FILE",
+        help="serve only a bundle signed by a public key in FILE (neds-rt sign)")
     add_access_arguments(parser, binds=True, connects=True, foreign=True)
     add("--config", metavar="FILE", help="TOML file with these options, `-` written as `_`, and "
         "probes as a table `[probe]`; the command line goes over it")
@@ -80,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(path, given)
     config.check()
     logging.basicConfig(format="neds-rt serve: %(message)s")
-    bundle = read_bundle(config.model)
+    bundle = read_bundle(config.model, trust=config.trust)
     engine = load_engine(config.engine, bundle)
     warning = precision_warning(engine, bundle.manifest, bundle.where)
     server = Server(config, bundle, engine)
