@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `neds-rt record`."""
-    from neds_rt.commands.access import add_access_arguments
+    from neds_rt.access_options import add_access_arguments
 
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--probe", action="append", metavar="NAME=URI",
@@ -82,7 +82,7 @@ def _record(args: argparse.Namespace, out: Path, spool_path: Path) -> dict[str, 
     import signal
     import sys
 
-    from neds_rt.commands.access import access_of
+    from neds_rt.access_options import access_of
     from neds_rt.config import parse_probes
     from neds_rt.errors import BadInput
     from neds_rt.recording.recorder import Recorder

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `neds-rt replay`."""
-    from neds_rt.commands.access import add_access_arguments
+    from neds_rt.access_options import add_access_arguments
 
     parser.add_argument("session", metavar="SESSION.h5", help="session written by `neds prepare`")
     parser.add_argument("--to", metavar="URI", default="zmq+tcp://127.0.0.1:5570",
@@ -53,8 +53,8 @@ def run(args: argparse.Namespace) -> int:
     """Play the session; returns 0 after the last watermark."""
     from pathlib import Path
 
+    from neds_rt.access_options import access_of
     from neds_rt.bundle import read_bundle
-    from neds_rt.commands.access import access_of
     from neds_rt.player import Player
     from neds_rt.sources.replay import blocks, read_recording
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `neds-rt serve`."""
-    from neds_rt.commands.access import add_access_arguments
+    from neds_rt.access_options import add_access_arguments
     from neds_rt.config import ServeConfig
 
     d = ServeConfig()

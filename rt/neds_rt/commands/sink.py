@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `neds-rt sink`."""
-    from neds_rt.commands.access import add_access_arguments
+    from neds_rt.access_options import add_access_arguments
 
     parser.add_argument("sinks", nargs="+", metavar="URI",
                         help="lsl://NAME, udp://HOST:PORT or oe-events+tcp://HOST:PORT?OPTIONS, "
@@ -39,8 +39,8 @@ def run(args: argparse.Namespace) -> int:
     import sys
     from contextlib import ExitStack
 
+    from neds_rt.access_options import access_of
     from neds_rt.client import Client
-    from neds_rt.commands.access import access_of
     from neds_rt.errors import BadInput
     from neds_rt.sinks.outlet import open_outlet
 
