@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     import zmq
 
 TRANSPORTS = ("tcp", "ipc")
+# All that a publisher is sent are handshakes and what subscribers want to hear; whoever sends more
+# is cut off, before memory is taken for it.
+MAX_SUBSCRIPTION_BYTES = 1024
 SCHEMES = tuple(f"zmq+{name}://" for name in TRANSPORTS)
 
 
@@ -76,6 +79,8 @@ def bind(where: str, sock: zmq.Socket[bytes], endpoint: str, access: Access = LO
     check_binding(where, endpoint, access)
     if endpoint.startswith("ipc://") and _ipc_in_use(endpoint.removeprefix("ipc://")):
         raise BadInput(where, "endpoint", f"{endpoint} in use", "a free endpoint")
+    if sock.type in (zmq.PUB, zmq.XPUB):
+        sock.setsockopt(zmq.MAXMSGSIZE, MAX_SUBSCRIPTION_BYTES)
     if access.allowed is not None:
         from neds_rt.gatekeeper import gatekeeper
 

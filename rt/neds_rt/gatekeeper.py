@@ -17,7 +17,6 @@ from zmq.utils import z85
 
 ADDRESS = "inproc://zeromq.zap.01"
 VERSION = b"1.0"
-MAX_PART_BYTES = 1024
 LOGGED = 20  # refusals said in words; all are counted
 
 logger = logging.getLogger("neds_rt.curve")
@@ -33,7 +32,6 @@ class Gatekeeper:
         # by `Context.destroy`, where `term` asks the thread that waits on it.
         self._socket: zmq.Socket[bytes] = zmq.Socket(context, zmq.REP)
         self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_PART_BYTES)
         self._socket.bind(ADDRESS)
         threading.Thread(target=self._run, name="curve", daemon=True).start()
 

@@ -88,6 +88,7 @@ class BroadcastSource:
     """Spikes of one stream of an Event Broadcaster as native frames."""
 
     messages = MESSAGES
+    edges = None
 
     def __init__(self, name: str, uri: str, *, units: UnitMap, insecure: bool = False) -> None:
         self.name, self.uri = name, uri
@@ -129,6 +130,8 @@ class BroadcastSource:
             try:
                 parts = receive_parts(self._socket)
             except zmq.Again:
+                if self._link.deaf:
+                    self._link.revive(self.address.endpoint)
                 break
             if self._take(parts, frame):
                 return True

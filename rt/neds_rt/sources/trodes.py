@@ -71,6 +71,7 @@ class TrodesSource:
     """Spikes of a Trodes network as native frames."""
 
     messages = MESSAGES
+    edges = None
 
     def __init__(self, name: str, uri: str, *, units: UnitMap, insecure: bool = False) -> None:
         self.name, self.uri = name, uri
