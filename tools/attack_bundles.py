@@ -59,15 +59,15 @@ def attempts(folder: Path, *, quick: bool, seed: int = 0) -> Iterator[Attempt]:
 
     trust: list[str] = []
     if importlib.util.find_spec("cryptography"):
-        trust = _trust(folder)
+        trust = make_trust(folder)
         yield judged("unsigned bundle", make_bundle(folder / "unsigned.neds"), *trust)
         stolen = make_bundle(folder / "signed-by-a-stranger.neds")
-        _sign(stolen, folder / "stranger.pem")
+        sign(stolen, folder / "stranger.pem")
         yield judged("bundle signed by a stranger", stolen, *trust)
         forged = make_bundle(folder / "forged.neds", modality=ModalityOut("x", "continuous", 2))
         files = bundle_files.read_files(forged)
         good = make_bundle(folder / "good.neds")
-        _sign(good, folder / "lab.pem")
+        sign(good, folder / "lab.pem")
         files["signature"] = bundle_files.read_files(good)["signature"]
         bundle_files.write_files(forged, files)
         yield judged("signature moved to another bundle", forged, *trust)
@@ -88,7 +88,7 @@ def _tampered(
 ) -> Iterator[Attempt]:
     path = make_bundle(folder / f"tampered{form}")
     if trust:
-        _sign(path, folder / "lab.pem")
+        sign(path, folder / "lab.pem")
     for name, data in bundle_files.read_files(path).items():
         changed = bytearray(data)
         changed[rng.randrange(len(data))] ^= 1 << rng.randrange(7)
@@ -107,14 +107,16 @@ def _replace(path: Path, name: str, data: bytes) -> None:
     bundle_files.write_files(path, files)
 
 
-def _trust(folder: Path) -> list[str]:
+def make_trust(folder: Path) -> list[str]:
+    """Make the keys `lab` and `stranger`; return the options that trust the first."""
     for name in ("lab", "stranger"):
         with contextlib.redirect_stdout(io.StringIO()):
             main(["keygen", "--signing", "--out", str(folder), "--name", name])
     return ["--trust", str(folder / "lab.pub.pem")]
 
 
-def _sign(path: Path, key: Path) -> None:
+def sign(path: Path, key: Path) -> None:
+    """Sign a bundle."""
     with contextlib.redirect_stdout(io.StringIO()):
         main(["sign", str(path), "--key", str(key)])
 

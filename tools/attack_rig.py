@@ -19,6 +19,7 @@ from neds_rt.curve import Access, read_access
 from neds_rt.endpoints import bind
 from neds_rt.player import empty_spikes
 from neds_rt.wire import WIRE_VERSION, Decode, SpikeHeader, encode_spikes
+from tools import attack_bundles
 from tools.attack_bundles import VELOCITY, make_bundle
 
 FS = 30_000.0
@@ -33,6 +34,7 @@ class Rig:
     def __init__(
         self, folder: Path, *, probe: str = "a", modality: ModalityOut = VELOCITY,
         probe_key: str = "probe", decodes: bool = True, options: tuple[str, ...] = (),
+        sign: Path | None = None,
     ) -> None:
         self.folder, self.probe = folder, probe
         self.seq = self.sample = self.bins = 0
@@ -44,6 +46,8 @@ class Rig:
         self._socket.setsockopt(zmq.SNDTIMEO, int(PATIENCE_S * 1e3))
         uri = bind("probe", self._socket, "tcp://127.0.0.1:*", self.access(probe_key, "server"))
         model = make_bundle(folder / f"served-{time.monotonic_ns()}.neds", probe, modality)
+        if sign is not None:
+            attack_bundles.sign(model, sign)
         self._log = folder / f"log-{time.monotonic_ns()}"
         command = [
             sys.executable, "-P", "-m", "neds_rt", "serve", "--probe", f"{probe}=zmq+{uri}",

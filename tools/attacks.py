@@ -11,6 +11,7 @@ if one got through. `--quick` calls the command in this process where a bundle h
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import random
@@ -30,6 +31,7 @@ import zmq  # noqa: E402
 from neds_rt.client import Client  # noqa: E402
 from neds_rt.curve import LOCAL, Access, write_key_pair  # noqa: E402
 from neds_rt.endpoints import connect  # noqa: E402
+from neds_rt.errors import NedsError  # noqa: E402
 from neds_rt.machine import commit, machine_facts  # noqa: E402
 from neds_rt.wire import SPIKE_DTYPE  # noqa: E402
 from tools import attack_bundles  # noqa: E402
@@ -155,10 +157,6 @@ def names(folder: Path) -> Iterator[Row]:
 def control(folder: Path) -> Row:
     """Another user of the machine at the control socket."""
     name = "control command from another user"
-    try:
-        from neds_rt import control as _  # type: ignore[attr-defined,unused-ignore] # noqa: F401
-    except ImportError:
-        return Row(name, SKIPPED, "this server has no control socket")
     if os.name != "posix" or os.geteuid() != 0:
         return Row(name, SKIPPED, "only root can try it in another user's name")
     path = folder / "control" / "server.ctl"
@@ -166,13 +164,31 @@ def control(folder: Path) -> Row:
     with Rig(folder, options=("--control", str(path))) as rig:
         outcome = _as_nobody(lambda: _connect_to(str(path)))
         modes = f"{path.stat().st_mode & 0o777:04o} in {path.parent.stat().st_mode & 0o777:04o}"
-        path.parent.chmod(0o755)  # and where the folder were open
-        path.chmod(0o666)
+        for place, mode in ((folder, 0o755), (path.parent, 0o755), (path, 0o666)):
+            place.chmod(mode)  # and where somebody has opened all of it
         second = _as_nobody(lambda: _connect_to(str(path)))
         rig.decode()
     got_in = "answered" in (outcome, second)
     return Row(name, THROUGH if got_in else REFUSED,
                f"{outcome} (mode {modes}); {second} where both modes were opened")
+
+
+def unsigned_load(folder: Path) -> Row:
+    """The server's own user loads a bundle that no trusted key has signed."""
+    from neds_rt import control
+
+    name, path = "unsigned bundle through the control socket", str(folder / "load.ctl")
+    if not importlib.util.find_spec("cryptography"):
+        return Row(name, SKIPPED, "needs the extra `sign`")
+    trust = attack_bundles.make_trust(folder)
+    other = attack_bundles.make_bundle(folder / "other.neds")
+    with Rig(folder, options=("--control", path, *trust), sign=folder / "lab.pem") as rig:
+        try:
+            control.ask(path, control.Request("load", str(other)), 30.0)
+        except NedsError as error:
+            rig.decode()
+            return Row(name, REFUSED, str(error).replace(str(folder), ""))
+    return Row(name, THROUGH, "loaded")
 
 
 def _connect_to(path: str) -> str:
@@ -224,6 +240,7 @@ def run(folder: Path, *, quick: bool) -> Iterator[Row]:
         yield from frames(rig, quick)
     yield impostor(folder)
     yield from names(folder)
+    yield unsigned_load(folder)
     yield control(folder)
     bundles = folder / "bundles"
     bundles.mkdir()
