@@ -233,6 +233,17 @@ def signature(data: bytes) -> None:
         return
 
 
+def control(data: bytes) -> None:
+    """A request at the control socket, and the reply that a client reads."""
+    from neds_rt.control import _decoder, _replies
+
+    for decoder in (_decoder, _replies):
+        try:
+            decoder.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            continue
+
+
 def zap(data: bytes) -> None:
     """What libzmq asks of the gatekeeper."""
     keeper = Gatekeeper.__new__(Gatekeeper)
@@ -288,6 +299,9 @@ TARGETS: dict[str, Target] = {
     "units": Target(in_file(read_unit_file), fuzz_seeds.unit_files),
     "keys": Target(in_file(_read_keys), fuzz_seeds.keys),
     "signature": Target(signature, fuzz_seeds.signatures),
+    "control": Target(control, lambda: [
+        msgspec.msgpack.encode({"command": "load", "path": "/x.neds", "shadow_bins": 5}),
+        msgspec.msgpack.encode({"ok": True, "result": {"a": [1]}, "error": "", "code": 0})]),
     "zap": Target(zap, lambda: [
         fuzz_seeds.joined(b"1.0", b"1", b"d", b"::1", b"", b"CURVE", bytes(32))]),
     "address": Target(address, lambda: [b"zmq+tcp://127.0.0.1:1", b"tcp://[::1]:5556", b"ipc:///x",
