@@ -10,6 +10,8 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
     from neds.checkpoint import CheckpointInfo
     from neds.dataset import Recording
     from neds.model import Neds
@@ -32,6 +34,8 @@ def add_bundle_arguments(parser: argparse.ArgumentParser) -> None:
                         help="the prepared session (where the checkpoint found it); its held-back "
                         "part gives the parity report")
     parser.add_argument("--behaviours", default="", help="comma-separated names to decode (all)")
+    parser.add_argument("--sign", default="", metavar="KEY.pem",
+                        help="sign the bundle with this secret key (neds-rt keygen --signing)")
     parser.add_argument("--json", action="store_true", help="print one JSON object as last line")
 
 
@@ -47,9 +51,11 @@ def run(args: argparse.Namespace) -> int:
     for name in graphs:
         if name not in ("step", "window"):
             raise BadInput("--graphs", "name", repr(name), "step, window")
+    key = signing_key(args.sign)
     model, info, recording = open_session(args)
     manifest = export(model, info, recording, Path(args.out),
                       behaviours=names_of(args.behaviours), graphs=graphs)
+    sign_written(args.out, key)
     summary = {
         "bundle": args.out,
         "model_hash": manifest.model_hash,
@@ -66,6 +72,25 @@ def run(args: argparse.Namespace) -> int:
               f"native {manifest.parity['native']['max']:.1e}, "
               f"onnx {manifest.parity['onnx']['max']:.1e}")
     return 0
+
+
+def signing_key(path: str) -> Ed25519PrivateKey | None:
+    """The key to sign with, read before the work begins; None where none is asked for."""
+    if not path:
+        return None
+    from neds_rt.signature import read_signing_key
+
+    return read_signing_key(path)
+
+
+def sign_written(out: str, key: Ed25519PrivateKey | None) -> None:
+    """Sign the bundle just written, if there is a key."""
+    if key is not None:
+        from pathlib import Path
+
+        from neds_rt.signature import sign_bundle
+
+        sign_bundle(Path(out), key)
 
 
 def names_of(text: str) -> list[str]:

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     import sys
     from pathlib import Path
 
-    from neds.commands.export import names_of, open_session
+    from neds.commands.export import names_of, open_session, sign_written, signing_key
     from neds_rt.engines.onnx_nodes import PRECISIONS
     from neds_rt.errors import BadInput
 
@@ -51,10 +51,12 @@ def run(args: argparse.Namespace) -> int:
     from neds.plan_export import Wanted, export_plans
 
     wanted = Wanted(forms, precisions, targets)
+    key = signing_key(args.sign)
     model, info, recording = open_session(args)
     manifest = export_plans(
         model, info, recording, Path(args.out), behaviours=names_of(args.behaviours),
         wanted=wanted, say=lambda line: print(f"neds export-trt: {line}", file=sys.stderr))
+    sign_written(args.out, key)
     print(json.dumps(_summary(args.out, manifest)) if args.json else _table(args.out, manifest))
     return 0
 

@@ -30,9 +30,13 @@ from neds.data.parts import Behaviour, Counts, Spikes, Units
 from neds.data.session import Session
 from neds.data.whole import whole_file
 from neds_rt.errors import BadInput
+from neds_rt.hdf5_limits import check_links, checked
 
 SCHEMA = "neds-session-1"
 UNIT_COLUMNS = ("probe", "channel", "cluster", "region", "depth_um")
+# What h5py, json and numpy raise on a file that is damaged, or that another program wrote.
+_UNREADABLE = (OSError, LookupError, RuntimeError, ValueError, TypeError, AttributeError,
+               ArithmeticError)
 PACKAGES = ("neds", "numpy", "h5py")
 
 
@@ -135,8 +139,9 @@ def read_session(path: str | Path) -> Session:
             found = file.attrs.get("schema", "no schema")
             if found != SCHEMA:
                 raise BadInput(source, "schema", found, SCHEMA)
+            check_links(file)
             return _read(file)
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
+    except _UNREADABLE as error:
         raise BadInput(source, "content", error, "a whole session file (HDF5)") from error
 
 
@@ -148,11 +153,12 @@ def read_facts(path: str | Path) -> dict[str, Any]:
         with naming(source), h5py.File(source, "r") as file:
             if file.attrs.get("schema") != SCHEMA:
                 raise BadInput(source, "schema", file.attrs.get("schema", "no schema"), SCHEMA)
-            seconds = file["domain/end"][()] - file["domain/start"][()]
+            check_links(file)
+            seconds = _numbers(file["domain/end"]) - _numbers(file["domain/start"])
             return {"session": str(file.attrs["session"]), "subject": str(file.attrs["subject"]),
                     "units": len(file["units/cluster"]), "seconds": float(seconds.sum()),
-                    "behaviours": list(file["behaviour"]), "metadata": _metadata(file)}
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
+                    "behaviours": list(file["behaviour"].keys()), "metadata": _metadata(file)}
+    except _UNREADABLE as error:
         raise BadInput(source, "content", error, "a whole session file (HDF5)") from error
 
 
@@ -164,7 +170,7 @@ def _metadata(file: Any) -> dict[str, Any]:
 
 def _read(file: Any) -> Session:
     metadata = _metadata(file)
-    domain = np.stack([file["domain/start"][()], file["domain/end"][()]], axis=1)
+    domain = np.stack([_numbers(file["domain/start"]), _numbers(file["domain/end"])], axis=1)
     units = file["units"]
     return Session(
         session=str(file.attrs["session"]),
@@ -181,23 +187,27 @@ def _read(file: Any) -> Session:
 def _read_spikes(file: Any) -> Spikes | Counts:
     if "spikes" in file:
         group = file["spikes"]
-        return Spikes(sample=group["sample"][()], unit_index=group["unit_index"][()],
+        return Spikes(sample=_numbers(group["sample"]), unit_index=_numbers(group["unit_index"]),
                       fs=float(group.attrs["fs"]))
     group = file["counts"]
-    return Counts(counts=group["counts"][()], bin=group["bin"][()],
+    return Counts(counts=_numbers(group["counts"]), bin=_numbers(group["bin"]),
                   bin_size_s=float(group.attrs["bin_size_s"]))
 
 
 def _read_behaviour(group: Any) -> Behaviour:
     with naming(f"behaviour {group.name.rpartition('/')[2]}"):
         return Behaviour(
-            kind=str(group.attrs["kind"]), timestamps=group["timestamps"][()],
-            values=group["values"][()], unit=str(group.attrs["unit"]),
+            kind=str(group.attrs["kind"]), timestamps=_numbers(group["timestamps"]),
+            values=_numbers(group["values"]), unit=str(group.attrs["unit"]),
             classes=tuple(json.loads(group.attrs["classes"])), gaps=bool(group.attrs["gaps"]),
         )
 
 
 def _read_column(dataset: Any) -> NDArray[Any]:
     if h5py.check_string_dtype(dataset.dtype) is not None:
-        return np.asarray(dataset.asstr()[()], dtype=np.str_)
-    return np.asarray(dataset[()])
+        return np.asarray(checked(dataset).asstr()[()], dtype=np.str_)
+    return _numbers(dataset)
+
+
+def _numbers(dataset: Any) -> NDArray[Any]:
+    return np.asarray(checked(dataset)[()])

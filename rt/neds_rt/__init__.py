@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from neds_rt.client import Client as Client
+    from neds_rt.curve import read_access as read_access
     from neds_rt.wire import Decode as Decode
 
-__all__ = ["Client", "Decode"]
+__all__ = ["Client", "Decode", "read_access"]
 
 
 def __getattr__(name: str) -> Any:
-    """Import `Client` and `Decode` when they are first asked for, so that importing stays light."""
+    """Import a name when it is first asked for, so that importing stays light."""
     if name == "Client":
         from neds_rt.client import Client
 
@@ -21,4 +22,8 @@ def __getattr__(name: str) -> Any:
         from neds_rt.wire import Decode
 
         return Decode
+    if name == "read_access":
+        from neds_rt.curve import read_access
+
+        return read_access
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -39,6 +39,7 @@ from neds_rt.safetensors_io import decode_tensors, encode_tensors
 MANIFEST = "manifest.json"
 WEIGHTS = "weights.safetensors"
 STEP_GRAPH = "model.onnx"
+SIGNATURE = "signature"  # over the manifest; the one file that it cannot list
 
 __all__ = [
     "SCHEMA_VERSION", "Bundle", "Health", "Manifest", "ModalityOut", "Plan", "Shape", "Unit",
@@ -67,16 +68,22 @@ class Bundle:
         return str(self.path) if self.path else f"bundle of session {self.manifest.session!r}"
 
 
-def read_bundle(path: str | PathLike[str]) -> Bundle:
+def read_bundle(path: str | PathLike[str], *, trust: str = "") -> Bundle:
     """Read and verify the bundle at `path`, a directory or a `.neds` file.
 
-    Raises `BadInput` naming file, field, what was found and what was expected.
+    With `trust`, a file of public keys, one of those must have signed it. Raises `BadInput` naming
+    file, field, what was found and what was expected.
     """
     where = Path(path)
     files = bundle_files.read_files(where)
     if MANIFEST not in files:
         raise BadInput(where, MANIFEST, "no such file", "a model bundle")
-    manifest = parse_manifest(files.pop(MANIFEST), where / MANIFEST)
+    data, signature = files.pop(MANIFEST), files.pop(SIGNATURE, None)
+    if trust:
+        from neds_rt.signature import check_signature
+
+        check_signature(data, signature, trust, where)
+    manifest = parse_manifest(data, where / MANIFEST)
     check_manifest(manifest, where / MANIFEST)
     _check_hashes(manifest, files, where)
     weights = decode_tensors(files.pop(WEIGHTS), where / WEIGHTS)
@@ -158,7 +165,7 @@ def make_bundle(
     manifest = msgspec.structs.replace(manifest, model_hash=compute_model_hash(manifest))
     for name in others:
         bundle_files.check_name(where, name)
-        if name in (MANIFEST, WEIGHTS):
+        if name in (MANIFEST, WEIGHTS, SIGNATURE):
             raise BadInput(where, "file name", name, "none of the reserved names")
     check_manifest(manifest, where)
     check_weights(manifest, tensors, where)

@@ -1,4 +1,8 @@
-"""The files of a bundle as bytes: read from a directory or a zip file, written as a whole."""
+"""The files of a bundle as bytes: read from a directory or a zip file, written as a whole.
+
+A bundle may come from anywhere, so that nothing about it is believed: how many members there are,
+how large they become, what they are called and what they are is limited before memory is taken.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,24 @@ import io
 import os
 import shutil
 import stat
+import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Mapping
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import BinaryIO
 
 from neds_rt.errors import BadInput
 
 MAX_FILES = 1000
-MAX_TOTAL_BYTES = 4 << 30
+MAX_ENTRIES = 10_000  # directories and a file manager's hidden files included
+MAX_DEPTH = 32
+MAX_NAME = 1000
+MAX_TOTAL_BYTES = 2_000_000_000  # a zip file of this size needs no zip64 records
+# Weights hardly shrink; deflate makes a thousandth of zeros. Small files may be what they like.
+MAX_RATIO, FREE_BYTES = 100, 16 << 20
+MAX_LISTING_BYTES = 1 << 20  # of a zip file: a thousand members have a tenth of it
 
 # What zipfile raises on files that are damaged, encrypted or of an unknown method.
 _ZIP_ERRORS = (
@@ -27,16 +39,16 @@ _ZIP_ERRORS = (
 def check_name(where: object, name: str) -> None:
     """Raise `BadInput` unless `name` is a plain relative path such as `plans/a.plan`."""
     parts = name.split("/")
-    plain = name.isprintable() and "\\" not in name and ":" not in name
+    plain = len(name) <= MAX_NAME and name.isprintable() and not set(name) & set("\\:")
     if not plain or any(part in ("", ".", "..") for part in parts):
-        raise BadInput(where, "file name", ascii(name), "a relative path without '..'")
+        raise BadInput(where, "file name", ascii(name[:200]), "a relative path without '..'")
 
 
 def read_files(path: Path) -> dict[str, bytes]:
     """Return name -> content of every file below a directory or in a zip file.
 
     Nothing is extracted. Raises `BadInput` for a missing path, names that point elsewhere,
-    duplicate names, damaged or oversized content.
+    duplicate names, links and other special files, damaged or oversized content.
     """
     try:
         if path.is_dir():
@@ -46,8 +58,11 @@ def read_files(path: Path) -> dict[str, bytes]:
     except OSError as error:
         raise BadInput(path, "bundle", error, "readable files") from None
     try:
-        with zipfile.ZipFile(path) as archive:
-            return _read_zip(archive, path)
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            _check_listing(path, file, size)
+            with zipfile.ZipFile(file) as archive:
+                return _read_zip(archive, path, size)
     except _ZIP_ERRORS as error:
         raise BadInput(path, "zip file", error, "a bundle (a directory or a zip)") from None
 
@@ -76,33 +91,93 @@ def write_files(path: Path, files: Mapping[str, bytes]) -> None:
 def _read_directory(path: Path) -> dict[str, bytes]:
     files: dict[str, bytes] = {}
     total = 0
-    for file in sorted(path.rglob("*")):
-        name = file.relative_to(path).as_posix()
-        if any(part.startswith(".") for part in PurePosixPath(name).parts) or file.is_dir():
-            continue  # hidden files are a file manager's, not the bundle's
-        mode = file.stat().st_mode
-        if not stat.S_ISREG(mode):
-            raise BadInput(path, name, "a special file", "a regular file")
-        total += file.stat().st_size
-        _check_size(path, total, len(files) + 1)
-        files[name] = file.read_bytes()
+    for name, file in sorted(_walk(path)):
+        check_name(path, name)
+        # Whatever it was when it was listed: what is opened now is no link, and is looked at again.
+        flags = os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+        with os.fdopen(os.open(file, flags | getattr(os, "O_BINARY", 0)), "rb") as opened:
+            found = os.fstat(opened.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise BadInput(path, name, "a special file", "a regular file")
+            total += found.st_size
+            _check_size(path, total, len(files) + 1)
+            data = opened.read(found.st_size + 1)
+        if len(data) != found.st_size:
+            raise BadInput(path, name, "a file that changes", f"{found.st_size} bytes")
+        files[name] = data
     return files
 
 
-def _read_zip(archive: zipfile.ZipFile, path: Path) -> dict[str, bytes]:
-    members = [info for info in archive.infolist() if not info.is_dir()]
-    _check_size(path, sum(info.file_size for info in members), len(members))
+def _walk(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield name and place of all that is no directory; hidden ones are a file manager's."""
+    folders = [("", str(path), 0)]
+    entries = 0
+    while folders:
+        prefix, folder, depth = folders.pop()
+        if depth > MAX_DEPTH:
+            raise BadInput(path, ascii(prefix[:200]), f"{depth} folders deep", "a bundle")
+        with os.scandir(folder) as listing:
+            for entry in listing:
+                entries += 1
+                if entries > MAX_ENTRIES:
+                    raise BadInput(path, "files", f"more than {MAX_ENTRIES}", "a bundle")
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_symlink():
+                    raise BadInput(path, ascii(prefix + entry.name), "a link", "a regular file")
+                if entry.is_dir():
+                    folders.append((f"{prefix}{entry.name}/", entry.path, depth + 1))
+                else:
+                    yield prefix + entry.name, entry.path
+
+
+def _check_listing(path: Path, file: BinaryIO, size: int) -> None:
+    """Raise `BadInput` unless the zip file's list of members is of a size to be read.
+
+    `zipfile` makes an object of every entry before it can be asked how many there are. It looks for
+    the record that ends the file first, and for zip64's locator before it.
+    """
+    end = struct.Struct("<4s4H2LH")
+    locator = 20
+    file.seek(max(0, size - end.size - locator))
+    tail = file.read(end.size + locator)
+    if len(tail) < end.size or tail[-end.size :][:4] != b"PK\5\6":
+        raise BadInput(path, "zip file", "no list of members at its end", "a zip without comment")
+    *_, entries, listing_bytes, _, comment = end.unpack(tail[-end.size :])
+    if comment or tail[: -end.size].startswith(b"PK\6\7"):
+        raise BadInput(path, "zip file", "a comment or zip64 records", "a zip file without them")
+    if entries > MAX_FILES or listing_bytes > MAX_LISTING_BYTES:
+        found = f"{entries} members listed in {listing_bytes} bytes"
+        raise BadInput(path, "zip file", found, f"at most {MAX_FILES} members")
+    file.seek(0)
+
+
+def _read_zip(archive: zipfile.ZipFile, path: Path, size: int) -> dict[str, bytes]:
+    listed = archive.infolist()
+    total = sum(info.file_size for info in listed)
+    _check_size(path, total, len(listed))
+    # Of the whole file: members may share their compressed bytes.
+    if total > max(FREE_BYTES, MAX_RATIO * size):
+        found = f"{total} bytes in a file of {size}"
+        raise BadInput(path, "zip file", found, f"at most {MAX_RATIO} times its size")
     files: dict[str, bytes] = {}
-    for info in members:
-        check_name(path, info.filename)
-        if info.filename in files:
-            raise BadInput(path, info.filename, "two files of this name", "one")
+    for info in listed:
+        name = info.filename
+        check_name(path, name.removesuffix("/"))
+        if info.is_dir():
+            continue
+        if name in files:
+            raise BadInput(path, name, "two files of this name", "one")
+        if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG):
+            raise BadInput(path, name, "a link or another special file", "a regular file")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise BadInput(path, name, f"compression {info.compress_type}", "deflate, or none")
         with archive.open(info) as member:
             # One byte more than declared: a member that inflates to more is refused, not read.
             data = member.read(info.file_size + 1)
         if len(data) != info.file_size:
-            raise BadInput(path, info.filename, f"{len(data)} bytes", f"{info.file_size} bytes")
-        files[info.filename] = data
+            raise BadInput(path, name, f"{len(data)} bytes", f"{info.file_size} bytes")
+        files[name] = data
     return files
 
 

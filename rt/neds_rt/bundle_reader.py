@@ -5,7 +5,7 @@ whoever holds it may be put aside: measured, bins of a server that reads in a th
 late by up to two bins. So a child process does all that and writes manifest, tensors and files one
 after another into memory that both share; what is left to do here is to look at them.
 
-    python -m neds_rt.bundle_reader BUNDLE DESCRIPTOR
+    python -m neds_rt.bundle_reader BUNDLE DESCRIPTOR TRUST
 """
 
 from __future__ import annotations
@@ -41,15 +41,17 @@ class _Contents(msgspec.Struct, frozen=True):
     files: dict[str, tuple[int, int]]  # offset, size
 
 
-def read_apart(path: str) -> Bundle:
+def read_apart(path: str, trust: str = "") -> Bundle:
     """Return the bundle at `path`, verified by a child process; its tensors are read-only.
+
+    `trust` is as for `read_bundle`.
 
     Raises what `read_bundle` does, in the child's words, and `StartError` when the child cannot do
     its work.
     """
     with _shared() as file:
         number = file.fileno()
-        words = [sys.executable, "-P", "-m", "neds_rt.bundle_reader", path, str(number)]
+        words = [sys.executable, "-P", "-m", "neds_rt.bundle_reader", path, str(number), trust]
         try:
             done = subprocess.run(words, pass_fds=(number,), stdin=subprocess.DEVNULL,
                                   capture_output=True, timeout=LIMIT_S, check=False)
@@ -116,9 +118,9 @@ def _shared() -> BinaryIO:
 def main() -> int:
     """Entry point of the child; 0, or the exit code of what is wrong, said in one line."""
     os.nice(NICENESS)
-    path, number = sys.argv[1:]
+    path, number, trust = sys.argv[1:]
     try:
-        bundle = read_bundle(path)
+        bundle = read_bundle(path, trust=trust)
     except BadInput as error:
         print(error, file=sys.stderr)
         return error.exit_code

@@ -11,6 +11,8 @@ COMMANDS = {
     "replay": ("neds_rt.commands.replay", "play a prepared session as a live probe"),
     "record": ("neds_rt.commands.record", "record what sources deliver as a session"),
     "doctor": ("neds_rt.commands.doctor", "examine a rig: ports, plugins, what is mis-selected"),
+    "keygen": ("neds_rt.commands.keygen", "make keys for sockets that other machines can reach"),
+    "sign": ("neds_rt.commands.sign", "sign a bundle, for serve --trust"),
     "sink": ("neds_rt.commands.sink", "carry decodes on to LSL, UDP or Open Ephys"),
     "top": ("neds_rt.commands.top", "watch a running server in the terminal"),
     "dashboard": ("neds_rt.commands.dashboard", "watch a running server in the browser"),

@@ -3,6 +3,11 @@
     with neds_rt.Client("tcp://127.0.0.1:5580") as client:
         for decode in client:
             print(decode.bin, decode.valid, decode.values)
+
+On another machine than the server's, with keys of `neds-rt keygen`:
+
+    access = neds_rt.read_access(key="me.key_secret", server="server.key")
+    with neds_rt.Client("tcp://192.168.1.5:5580", access=access) as client: ...
 """
 
 from __future__ import annotations
@@ -13,7 +18,8 @@ from typing import Self
 import msgspec
 import zmq
 
-from neds_rt.errors import BadInput
+from neds_rt.curve import LOCAL, Access
+from neds_rt.endpoints import connect
 from neds_rt.wire import Decode, decode_message
 
 
@@ -22,10 +28,12 @@ class Client:
 
     `endpoint` is the server's `--out`. The server need not run yet: the client connects when it
     appears, and again after a restart. With `latest` only the newest decode waits, for viewers.
-    Raises `BadInput` for an endpoint that is none.
+    Raises `BadInput` for an endpoint that is none, or on another machine without keys in `access`.
     """
 
-    def __init__(self, endpoint: str, *, latest: bool = False) -> None:
+    def __init__(
+        self, endpoint: str, *, latest: bool = False, access: Access = LOCAL
+    ) -> None:
         self.endpoint = endpoint
         self.missed = 0  # decodes lost on the way, by sequence number
         self.malformed = 0  # messages that were no decodes
@@ -38,11 +46,10 @@ class Client:
             self._socket.setsockopt(zmq.CONFLATE, 1)
         self._socket.subscribe(b"")
         try:
-            self._socket.connect(endpoint)
-        except zmq.ZMQError as error:
+            connect("Client", self._socket, endpoint, access)
+        except BaseException:
             self.close()
-            expected = "tcp://HOST:PORT or ipc://PATH"
-            raise BadInput("Client", "endpoint", f"{endpoint} ({error})", expected) from error
+            raise
 
     def recv(self, timeout: float | None = None) -> Decode:
         """Return the next decode; raises `TimeoutError` when none came for `timeout` seconds."""

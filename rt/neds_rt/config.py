@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from neds_rt.curve import Access, read_access
 from neds_rt.errors import BadInput
 
 
@@ -41,7 +42,16 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     record: str = ""  # folder of a flight recording to make, empty for none
     record_sync: float = 1.0  # seconds of it that a power cut may take
     record_reserve_mb: int = 256  # recording ends when the disk has less free
-    insecure: bool = False  # accept endpoints that other machines can reach
+    trust: str = ""  # public keys, one of which must have signed the bundle
+    curve_key: str = ""  # file of this side's secret key
+    curve_allow: str = ""  # public keys let in at what is bound
+    curve_server: str | dict[str, str] = ""  # public key of what is connected to, or by probe
+    insecure: bool = False  # accept endpoints that other machines can reach, without keys
+
+    def access(self) -> Access:
+        """Read the keys that the options name. Raises `BadInput`."""
+        return read_access(key=self.curve_key, allow=self.curve_allow, server=self.curve_server,
+                           insecure=self.insecure)
 
     def check(self) -> None:
         """Raise `BadInput` naming the first option whose value cannot work."""

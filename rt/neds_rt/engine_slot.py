@@ -41,7 +41,8 @@ class EngineSlot:
         budget_s = manifest.bin_size_s if config.budget_ms is None else config.budget_ms / 1e3
         self.pipeline.limit(int(budget_s * 1e9), config.overruns)
         self._limit_text = f"{config.overruns} steps in a row took over {budget_s * 1e3:g} ms"
-        self.swapper = Swapper(self.pipeline, self._history, self.model, self._build, budget_s)
+        self.swapper = Swapper(
+            self.pipeline, self._history, self.model, self._build, budget_s, config.trust)
         self.swaps = self._failovers = 0
         self.failovers: list[dict[str, Any]] = []
         self._news: deque[tuple[str, ...]] = deque()  # what is not logged yet

@@ -18,8 +18,7 @@ class BadInput(NedsError):
     """Input that is not what it should be: says where, which field, what was found and expected."""
 
     def __init__(self, where: object, field: str, found: object, expected: str) -> None:
-        text = f"{where}: {field}: found {found}, expected {expected}"
-        super().__init__(" ".join(text.split()))
+        super().__init__(one_line(f"{where}: {field}: found {found}, expected {expected}"))
 
 
 class StartError(NedsError):
@@ -40,5 +39,12 @@ class EngineFailed(NedsError):
     exit_code = 4
 
     def __init__(self, engine: str, error: BaseException) -> None:
-        text = f"engine {engine} failed: {type(error).__name__}: {error}"
-        super().__init__(" ".join(text.split()))
+        super().__init__(one_line(f"engine {engine} failed: {type(error).__name__}: {error}"))
+
+
+def one_line(text: str) -> str:
+    """Return `text` in one line, without the codes that a terminal or a log would act upon."""
+    line = " ".join(text.split())
+    if line.isprintable():
+        return line
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)

@@ -15,6 +15,7 @@ SCHEMA_VERSION = 2
 PRECISIONS = ("float32",)
 KINDS = ("continuous", "circular", "categorical")
 MAX_RING_BYTES = 1 << 30
+MAX_MANIFEST_BYTES = 16 << 20
 
 
 class Unit(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -146,6 +147,8 @@ class _Version(msgspec.Struct):
 
 def parse_manifest(data: bytes, where: object) -> Manifest:
     """Return the manifest that the JSON `data` holds; raises `BadInput` naming `where`."""
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise BadInput(where, "size", f"{len(data)} bytes", f"at most {MAX_MANIFEST_BYTES}")
     try:
         schema = msgspec.json.decode(data, type=_Version).schema
         if schema != SCHEMA_VERSION:

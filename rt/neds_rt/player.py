@@ -17,6 +17,7 @@ import numpy as np
 import zmq
 from numpy.typing import NDArray
 
+from neds_rt.curve import LOCAL, Access
 from neds_rt.endpoints import bind, endpoint_of
 from neds_rt.errors import BadInput, StartError
 from neds_rt.stats import percentiles
@@ -60,12 +61,12 @@ class Player:
     """One probe's socket: bind, wait for a subscriber, send blocks.
 
     `session` is made new for every player, as the wire format asks, unless given. Raises
-    `BadInput` for a URI that is malformed, in use, or reachable from other machines without
-    `insecure`.
+    `BadInput` for a URI that is malformed, in use, or reachable from other machines without keys
+    in `access`.
     """
 
     def __init__(
-        self, uri: str, *, stream: str, fs: float, session: str = "", insecure: bool = False
+        self, uri: str, *, stream: str, fs: float, session: str = "", access: Access = LOCAL
     ) -> None:
         self.stream = stream
         self.fs = fs
@@ -79,7 +80,7 @@ class Player:
         self._socket.setsockopt(zmq.SNDTIMEO, int(STALL_S * 1000))
         self._socket.setsockopt(zmq.LINGER, int(STALL_S * 1000))
         try:
-            endpoint = bind(uri, self._socket, endpoint_of(uri, uri, insecure=insecure))
+            endpoint = bind(uri, self._socket, endpoint_of(uri, uri), access)
         except BadInput:
             self._context.destroy(linger=0)
             raise

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 
 from neds_rt import _core
 from neds_rt.assemble import COUNTERS, REASONS
-from neds_rt.endpoints import bind, check_endpoint
+from neds_rt.curve import LOCAL, Access
+from neds_rt.endpoints import bind
 from neds_rt.errors import BadInput
 from neds_rt.housekeeping import logger
 from neds_rt.machine import resident_bytes
@@ -234,14 +235,13 @@ class StatusBoard:
 class StatusPublisher:
     """A PUB socket that keeps one message for each subscriber, the newest, and never waits."""
 
-    def __init__(self, endpoint: str, *, insecure: bool = False) -> None:
-        """Bind; raises `BadInput` for an endpoint that is malformed, remote or in use."""
-        check_endpoint("--status", endpoint, insecure=insecure)
+    def __init__(self, endpoint: str, access: Access = LOCAL) -> None:
+        """Bind; raises `BadInput` for an endpoint that is malformed, in use, or needs keys."""
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PUB)
         self._socket.setsockopt(zmq.CONFLATE, 1)
         self._socket.setsockopt(zmq.LINGER, 0)
         try:
-            self.endpoint = bind("--status", self._socket, endpoint)
+            self.endpoint = bind("--status", self._socket, endpoint, access)
         except BaseException:
             self._socket.close()
             raise
@@ -264,9 +264,9 @@ def open_publisher(config: ServeConfig, out: str) -> StatusPublisher | None:
     if config.status == OFF:
         return None
     if config.status != AUTO:
-        return StatusPublisher(config.status, insecure=config.insecure)
+        return StatusPublisher(config.status, config.access())
     try:
-        return StatusPublisher(_beside(out, config.out), insecure=config.insecure)
+        return StatusPublisher(_beside(out, config.out), config.access())
     except BadInput as error:
         logger.warning("no status is published, choose another endpoint for it: %s", error)
         return None

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from neds_rt.errors import BadInput
 
-MAX_HEADER_BYTES = 16 << 20
+MAX_HEADER_BYTES = 4 << 20  # a thousand layers have a third of it
 MAX_TENSOR_DIMS = 8
 
 

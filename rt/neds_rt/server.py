@@ -70,7 +70,8 @@ class Server:
         self._source_reports: dict[str, dict[str, Any]] = {}
         self._sources: dict[Any, Source] = {}  # by what the poller calls them
         self.flight = FlightRecorder(config, bundle, engine) if config.record else None
-        self._sink: Sink = open_sink(config.out, insecure=config.insecure)
+        self._access = config.access()
+        self._sink: Sink = open_sink(config.out, self._access)
         self.endpoint = self._sink.endpoint
         try:
             self.slot.open(self._publish_last)
@@ -159,7 +160,7 @@ class Server:
                 raise BadInput(f"--probe {name}", "URI", f"that of {by_uri[uri]}", "one of its own")
         for uri, name in by_uri.items():
             units = self._unit_maps[name]
-            source = open_source(name, uri, units=units, insecure=config.insecure)
+            source = open_source(name, uri, units=units, access=self._access)
             if units.missing and scheme_of(name, uri) not in NATIVE:
                 logger.warning("%s: %d of %d units of the model will stay silent, no name of the "
                                "source means them alone (--units): %s", name, len(units.missing),
@@ -254,6 +255,8 @@ class Server:
         self.stale_decodes += 1
         # On the grid of the first one, unless this thread was held up for longer than a bin.
         self._stale_due_ns = max(self._stale_due_ns, now - self._bin_ns) + self._bin_ns
+        for source in self._sources.values():  # one that ZeroMQ gave up dials anew
+            self._receive(source)
 
     def _publish(self, size: int) -> None:
         self._sink.send(self.slot.message()[:size])

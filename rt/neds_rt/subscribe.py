@@ -10,13 +10,16 @@ import time
 
 import zmq
 
+from neds_rt.curve import LOCAL, Access
+from neds_rt.endpoints import connect
 from neds_rt.errors import StartError
 
 SETTLE_S = 0.1  # the request follows the handshake; it is not acknowledged
 
 
 def subscribe(
-    context: zmq.Context[zmq.Socket[bytes]], endpoint: str, timeout: float
+    context: zmq.Context[zmq.Socket[bytes]], endpoint: str, timeout: float,
+    access: Access = LOCAL,
 ) -> zmq.Socket[bytes]:
     """Return a SUB socket, connected and subscribed to all; raises `StartError` without answer."""
     socket = context.socket(zmq.SUB)
@@ -24,7 +27,7 @@ def subscribe(
     socket.setsockopt(zmq.LINGER, 0)
     monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
     socket.subscribe(b"")
-    socket.connect(endpoint)
+    connect("subscribe", socket, endpoint, access)
     answered = monitor.poll(int(timeout * 1000))
     socket.disable_monitor()
     monitor.close(linger=0)

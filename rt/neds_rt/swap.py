@@ -37,9 +37,13 @@ class Swapper:
 
     def __init__(
         self, pipeline: _core.Pipeline, history: _core.History, served: ServedModel,
-        build: Callable[[Bundle], ServedModel], budget_s: float,
+        build: Callable[[Bundle], ServedModel], budget_s: float, trust: str = "",
     ) -> None:
-        """`build` makes a model of a bundle; shadowed steps may take `budget_s` at the median."""
+        """`build` makes a model of a bundle; shadowed steps may take `budget_s` at the median.
+
+        With `trust`, a file of public keys, only bundles signed by one of those are loaded.
+        """
+        self._trust = trust
         self._pipeline, self._history, self._build = pipeline, history, build
         self._budget_s = budget_s
         self._bin_s = served.manifest.bin_size_s
@@ -64,7 +68,7 @@ class Swapper:
         """
         with self._alone() as clock:
             clock.stage("read")
-            bundle = read_apart(path)
+            bundle = read_apart(path, self._trust)
             check_replacement(self.served.manifest, bundle.manifest, self._history.capacity,
                               bundle.where)
             clock.stage("build")

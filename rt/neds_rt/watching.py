@@ -10,8 +10,9 @@ from typing import Self
 import msgspec
 import zmq
 
-from neds_rt.endpoints import check_endpoint
-from neds_rt.errors import BadInput, StartError
+from neds_rt.curve import LOCAL, Access
+from neds_rt.endpoints import connect
+from neds_rt.errors import StartError
 from neds_rt.status import MAX_STATUS_BYTES, Status, decode_status
 
 DEFAULT_STATUS = "tcp://127.0.0.1:5581"
@@ -21,11 +22,10 @@ LOST_S = 1.0  # without a status for so long a server is not there any more
 class StatusReader:
     """Subscribes to `--status` of a server, which need not run yet; only the newest one waits.
 
-    Raises `BadInput` for an endpoint that is none, or on another machine without `insecure`.
+    Raises `BadInput` for an endpoint that is none, or on another machine without keys.
     """
 
-    def __init__(self, endpoint: str, *, insecure: bool = False) -> None:
-        check_endpoint("--status", endpoint, insecure=insecure)
+    def __init__(self, endpoint: str, access: Access = LOCAL) -> None:
         self.endpoint = endpoint
         self.malformed = 0  # messages that were no status
         self._context = zmq.Context()
@@ -36,11 +36,10 @@ class StatusReader:
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
         self._socket.subscribe(b"")
         try:
-            self._socket.connect(endpoint)
-        except zmq.ZMQError as error:
+            connect("--status", self._socket, endpoint, access)
+        except BaseException:
             self.close()
-            expected = "tcp://HOST:PORT or ipc://PATH"
-            raise BadInput("--status", "endpoint", f"{endpoint} ({error})", expected) from error
+            raise
 
     def recv(self, timeout: float) -> Status | None:
         """Return the next status, None when none came for `timeout` seconds."""

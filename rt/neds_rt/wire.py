@@ -133,7 +133,10 @@ class Decode(msgspec.Struct, frozen=True, tag_field="kind", tag="decode"):
 
 def decode_message(data: bytes) -> Decode:
     """Parse a decode message; raises `msgspec.DecodeError` on anything malformed."""
-    message = _decode_decoder.decode(data)
+    try:
+        message = _decode_decoder.decode(data)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(f"no decode message: {error}") from error
     if message.v != WIRE_VERSION:
         raise msgspec.ValidationError(f"wire version {message.v}, expected {WIRE_VERSION}")
     return message

@@ -157,7 +157,7 @@ def test_parts_that_do_not_fit(tmp_path, model, changes, message):
 
 
 def test_reserved_names_cannot_be_extra_files(tmp_path, model):
-    for name in ("manifest.json", "weights.safetensors"):
+    for name in ("manifest.json", "weights.safetensors", "signature"):
         with pytest.raises(BadInput, match="reserved"):
             write_bundle(tmp_path / "m.neds", **fields(model, files={name: b"{}"}))
 

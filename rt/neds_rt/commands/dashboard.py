@@ -18,6 +18,7 @@ from typing import Any
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `neds-rt dashboard`."""
+    from neds_rt.access_options import add_access_arguments
     from neds_rt.config import ServeConfig
     from neds_rt.watching import DEFAULT_STATUS
 
@@ -28,9 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--port", type=int, default=5590, metavar="PORT",
                         help="port of the page on this machine, 0 for any (default %(default)s)")
     parser.add_argument("--no-open", action="store_true", help="open no browser")
-    parser.add_argument("--insecure", action="store_true",
-                        help="listen to endpoints on another machine: nothing is encrypted. The "
-                             "page stays on this machine; reach it by ssh -L")
+    add_access_arguments(parser, binds=False, connects=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,17 +38,16 @@ def run(args: argparse.Namespace) -> int:
     import webbrowser
     from importlib.util import find_spec
 
+    from neds_rt.access_options import access_of
     from neds_rt.dashboard.app import start_app
     from neds_rt.dashboard.feed import Feed
-    from neds_rt.endpoints import check_endpoint
     from neds_rt.errors import BadInput, StartError
 
     if find_spec("bokeh") is None:
         raise StartError("needs bokeh: pip install 'neds[dashboard]'")
     if not 0 <= args.port <= 65535:
         raise BadInput("--port", "value", args.port, "0 to 65535")
-    check_endpoint("--decodes", args.decodes, insecure=args.insecure)
-    with Feed(args.decodes, args.status, insecure=args.insecure) as feed:
+    with Feed(args.decodes, args.status, access_of(args)) as feed:
         server = start_app(feed, "127.0.0.1", args.port)
         address = f"http://127.0.0.1:{server.port}/"
         print(f"ready {address}", file=sys.stderr, flush=True)

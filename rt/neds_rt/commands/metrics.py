@@ -14,14 +14,14 @@ import argparse
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `neds-rt metrics`."""
+    from neds_rt.access_options import add_access_arguments
     from neds_rt.watching import DEFAULT_STATUS
 
     parser.add_argument("--status", default=DEFAULT_STATUS, metavar="ENDPOINT",
                         help="the server's --status (default %(default)s)")
     parser.add_argument("--listen", default="127.0.0.1:9464", metavar="HOST:PORT",
                         help="where /metrics is served; port 0 picks one (default %(default)s)")
-    parser.add_argument("--insecure", action="store_true",
-                        help="accept addresses that other machines can reach")
+    add_access_arguments(parser, binds=False, connects=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -29,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
     import sys
     from importlib.util import find_spec
 
+    from neds_rt.access_options import access_of
     from neds_rt.endpoints import parse_listen
     from neds_rt.errors import StartError
     from neds_rt.prometheus import serve_metrics
@@ -37,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     if find_spec("prometheus_client") is None:
         raise StartError("needs prometheus-client: pip install 'neds[metrics]'")
     host, port = parse_listen("--listen", args.listen, insecure=args.insecure)
-    with LatestStatus(StatusReader(args.status, insecure=args.insecure)) as latest:
+    with LatestStatus(StatusReader(args.status, access_of(args))) as latest:
         server = serve_metrics(latest, host, port)
         print(f"ready http://{host}:{server.server_port}/metrics", file=sys.stderr, flush=True)
         wait_for_signal()

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `neds-rt record`."""
+    from neds_rt.access_options import add_access_arguments
+
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--probe", action="append", metavar="NAME=URI",
                       help="a probe's stream name and where its spikes come from, as for serve")
@@ -33,8 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="put all probes into the first one's sample clock, as for serve "
                              "(default auto)")
     parser.add_argument("--keep-spool", action="store_true", help="leave the spool where it is")
-    parser.add_argument("--insecure", action="store_true",
-                        help="accept addresses on other machines: nothing is encrypted")
+    add_access_arguments(parser, binds=False, connects=True, foreign=True)
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
 
 
@@ -84,19 +85,21 @@ def _record(args: argparse.Namespace, out: Path, spool_path: Path) -> dict[str, 
     import signal
     import sys
 
+    from neds_rt.access_options import access_of
     from neds_rt.config import parse_probes
     from neds_rt.errors import BadInput
     from neds_rt.recording.recorder import Recorder
     from neds_rt.recording.spool import Spool
 
     probes = parse_probes(args.probe)
+    access = access_of(args)
     session = args.session or out.stem
     if "/" in session or session.startswith("."):
         raise BadInput("--session", "name", repr(session), "a name usable as a file name")
     logging.basicConfig(format="neds-rt record: %(message)s")
     with Spool(spool_path, session, args.subject) as spool:
         try:
-            recorder = Recorder(probes, spool, insecure=args.insecure, align=args.align)
+            recorder = Recorder(probes, spool, access=access, align=args.align)
         except BaseException:
             spool_path.unlink()
             raise

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `neds-rt replay`."""
+    from neds_rt.access_options import add_access_arguments
+
     parser.add_argument("session", metavar="SESSION.h5|RECORDING",
                         help="session of `neds prepare`, or folder of `neds-rt serve --record`")
     parser.add_argument("--verify", action="store_true",
@@ -55,8 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="recording time a message covers (default %(default)s)")
     parser.add_argument("--wait", type=float, default=60.0, metavar="S",
                         help="give up if nobody subscribes within S seconds (default %(default)s)")
-    parser.add_argument("--insecure", action="store_true",
-                        help="bind an address that other machines can reach: nothing is encrypted")
+    add_access_arguments(parser, binds=True, connects=False)
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
 
 
@@ -64,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
     """Play the session, returns 0 after the last watermark; or verify a recording."""
     from pathlib import Path
 
+    from neds_rt.access_options import access_of
     from neds_rt.bundle import read_bundle
     from neds_rt.errors import BadInput
     from neds_rt.player import Player
@@ -90,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     t0, t1, first_bin = _range(args, recording, manifest)
     block = max(1, round(_positive("--block-ms", args.block_ms) * 1e-3 * recording.fs))
     with Player(args.to, stream=recording.units.probe, fs=recording.fs,
-                insecure=args.insecure) as player:
+                access=access_of(args)) as player:
         if not args.json:
             print(f"{player.uri}: {recording.session}, probe {recording.units.probe}, "
                   f"{recording.units.n_units} units, waiting for a subscriber", flush=True)

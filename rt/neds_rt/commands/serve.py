@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `neds-rt serve`."""
+    from neds_rt.access_options import add_access_arguments
     from neds_rt.config import ServeConfig
 
     d = ServeConfig()
@@ -91,8 +92,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--record-reserve-mb", type=int, metavar="MB",
         help=f"end the recording, not the decoding, when less than this is free "
              f"(default {d.record_reserve_mb})")
-    add("--insecure", action="store_true",
-        help="accept endpoints that other machines can reach: nothing is encrypted")
+    add("--trust", metavar="FILE",
+        help="serve only a bundle signed by a public key in FILE (neds-rt sign)")
+    add_access_arguments(parser, binds=True, connects=True, foreign=True)
     add("--config", metavar="FILE", help="TOML file with these options, `-` written as `_`, and "
         "probes as a table `[probe]`; the command line goes over it")
     add("--json", action="store_true", help="end with the summary as one JSON object")
@@ -106,6 +108,7 @@ def run(args: argparse.Namespace) -> int:
 
     from neds_rt.bundle import read_bundle
     from neds_rt.config import load_config, parse_probes
+    from neds_rt.curve import parse_servers
     from neds_rt.engine_parity import precision_warning
     from neds_rt.engines import load_engine
     from neds_rt.server import Server, announce
@@ -114,10 +117,12 @@ def run(args: argparse.Namespace) -> int:
     as_json, path = given.pop("json", False), given.pop("config", None)
     if "probe" in given:
         given["probe"] = parse_probes(given["probe"])
+    if "curve_server" in given:
+        given["curve_server"] = parse_servers(given["curve_server"])
     config = load_config(path, given)
     config.check()
     logging.basicConfig(format="neds-rt serve: %(message)s")
-    bundle = read_bundle(config.model)
+    bundle = read_bundle(config.model, trust=config.trust)
     engine = load_engine(config.engine, bundle)
     warning = precision_warning(engine, bundle.manifest, bundle.where)
     server = Server(config, bundle, engine)

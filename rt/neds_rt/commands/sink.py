@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `neds-rt sink`."""
+    from neds_rt.access_options import add_access_arguments
+
     parser.add_argument("sinks", nargs="+", metavar="URI",
                         help="lsl://NAME, udp://HOST:PORT or oe-events+tcp://HOST:PORT?OPTIONS, "
                         "see rt/README.md")
@@ -27,8 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         default="tcp://127.0.0.1:5580",
                         help="where the server publishes (default %(default)s)")
     parser.add_argument("--seconds", type=float, metavar="S", help="end after S seconds")
-    parser.add_argument("--insecure", action="store_true",
-                        help="send to addresses on other machines: nothing is encrypted")
+    add_access_arguments(parser, binds=False, connects=True, foreign=True)
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
 
 
@@ -38,21 +39,21 @@ def run(args: argparse.Namespace) -> int:
     import sys
     from contextlib import ExitStack
 
+    from neds_rt.access_options import access_of
     from neds_rt.client import Client
-    from neds_rt.endpoints import check_endpoint
     from neds_rt.errors import BadInput
     from neds_rt.sinks.outlet import open_outlet
 
     if args.seconds is not None and not args.seconds > 0:
         raise BadInput("neds-rt sink", "--seconds", args.seconds, "a number above 0")
-    check_endpoint("--from", args.server, insecure=args.insecure)
+    access = access_of(args)
     with ExitStack() as stack:
         outlets = []
         for uri in args.sinks:
             outlet = open_outlet(uri, insecure=args.insecure)
             stack.callback(outlet.close)
             outlets.append(outlet)
-        client = stack.enter_context(Client(args.server, latest=True))
+        client = stack.enter_context(Client(args.server, latest=True, access=access))
         print(f"ready {args.server} -> {' '.join(args.sinks)}", file=sys.stderr, flush=True)
         decodes = _carry(client, outlets, args.seconds)
     report = {

@@ -14,6 +14,7 @@ import argparse
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `neds-rt top`."""
+    from neds_rt.access_options import add_access_arguments
     from neds_rt.watching import DEFAULT_STATUS
 
     parser.add_argument("--status", default=DEFAULT_STATUS, metavar="ENDPOINT",
@@ -24,21 +25,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--timeout", type=float, default=5.0, metavar="S",
                         help="with --once: end with code 3 after S seconds without a server "
                              "(default %(default)g)")
-    parser.add_argument("--insecure", action="store_true",
-                        help="read from an endpoint on another machine: nothing is encrypted")
+    add_access_arguments(parser, binds=False, connects=True)
 
 
 def run(args: argparse.Namespace) -> int:
     """Show until Ctrl-C, or once; returns 0. Raises `StartError` if --once met no server."""
     from rich.console import Console
 
+    from neds_rt.access_options import access_of
     from neds_rt.errors import BadInput
     from neds_rt.terminal import as_json, render, watch
     from neds_rt.watching import StatusReader
 
     if not 0 < args.timeout < float("inf"):
         raise BadInput("neds-rt top", "--timeout", args.timeout, "a number of seconds above 0")
-    with StatusReader(args.status, insecure=args.insecure) as reader:
+    with StatusReader(args.status, access_of(args)) as reader:
         if args.once:
             status = reader.first(args.timeout)
             if args.json:

@@ -7,6 +7,7 @@ import time
 from typing import Self
 
 from neds_rt.client import Client
+from neds_rt.curve import LOCAL, Access
 from neds_rt.dashboard.history import History
 from neds_rt.status import Status
 from neds_rt.watching import LatestStatus, StatusReader
@@ -15,13 +16,13 @@ from neds_rt.watching import LatestStatus, StatusReader
 class Feed:
     """What all viewers of one page share."""
 
-    def __init__(self, decodes: str, status: str, *, insecure: bool = False) -> None:
+    def __init__(self, decodes: str, status: str, access: Access = LOCAL) -> None:
         """Connect to both, which need not be there yet; raises `BadInput`."""
         self.decodes_endpoint, self.status_endpoint = decodes, status
         self.history = History()
-        reader = StatusReader(status, insecure=insecure)
+        reader = StatusReader(status, access)
         try:
-            self._client = Client(decodes)
+            self._client = Client(decodes, access=access)
         except BaseException:
             reader.close()
             raise

@@ -15,7 +15,7 @@ import sys
 import msgspec
 import zmq
 
-from neds_rt.endpoints import endpoint_of
+from neds_rt.endpoints import bind, connect, endpoint_of
 from neds_rt.wire import decode_header
 
 
@@ -25,11 +25,10 @@ def serve(probe: str, out: str, reply_bytes: int) -> None:
     source = context.socket(zmq.SUB)
     source.setsockopt(zmq.RCVHWM, 0)
     source.subscribe(b"")
-    source.connect(endpoint_of(probe, probe))
+    connect("--probe", source, endpoint_of(probe, probe))
     sink = context.socket(zmq.PUB)
     sink.setsockopt(zmq.LINGER, 0)
-    sink.bind(out)
-    address = sink.getsockopt_string(zmq.LAST_ENDPOINT).rstrip("\0")
+    address = bind("--out", sink, out)
     print(json.dumps({"out": address}), flush=True)
     encode = msgspec.msgpack.Encoder().encode
     padding = b"\0" * max(0, reply_bytes - len(encode({"bin": 1 << 32, "pad": b"\0" * 300})) + 300)

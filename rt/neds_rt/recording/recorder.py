@@ -12,6 +12,7 @@ import zmq
 
 from neds_rt.aligning import Aligner, wanted
 from neds_rt.assemble import COUNTERS
+from neds_rt.curve import LOCAL, Access
 from neds_rt.errors import BadInput
 from neds_rt.housekeeping import Housekeeping
 from neds_rt.recording.spool import Spool
@@ -43,7 +44,7 @@ class Recorder:
     """Records all probes into one spool until `stop`."""
 
     def __init__(
-        self, probes: dict[str, str], spool: Spool, *, insecure: bool = False, align: str = "auto"
+        self, probes: dict[str, str], spool: Spool, *, access: Access = LOCAL, align: str = "auto"
     ) -> None:
         self.spool, self._names = spool, set(probes)
         self.aligner = Aligner(probes) if wanted(align, probes) else None
@@ -60,7 +61,7 @@ class Recorder:
                 if uri not in by_uri:
                     by_uri[uri] = name
                     units = FoundUnits(name, spool)
-                    source = open_source(name, uri, units=units, insecure=insecure)
+                    source = open_source(name, uri, units=units, access=access)
                     self._sources[source.pollable] = source
         except BaseException:
             self.close()

@@ -20,6 +20,7 @@ import msgspec
 from neds_rt import _core
 from neds_rt.assemble import COUNTERS, make_assembler, make_encoder, make_stepper
 from neds_rt.errors import CheckFailed
+from neds_rt.health import make_health
 from neds_rt.machine import machine_facts
 from neds_rt.recording.compare import differing, message_seq
 from neds_rt.recording.flight import ENGINE_FAILED_EVENT
@@ -72,7 +73,7 @@ class Verification:
         self._encoder = make_encoder(manifest, len(config.probe))
         self._pipeline = _core.Pipeline(
             self._assembler, self._encoder, make_stepper(engine, self._assembler.counts),
-            _core.LatencyRing(1), manifest.shape.window,
+            _core.LatencyRing(1), manifest.shape.window, make_health(bundle, config.drift),
         )
         self._n_streams = len(config.probe)
         self._expected: deque[bytes] = deque()  # replayed and not yet met in the recording

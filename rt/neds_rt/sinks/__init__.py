@@ -5,7 +5,8 @@ from __future__ import annotations
 import importlib
 from typing import Any, Protocol, cast
 
-from neds_rt.endpoints import check_endpoint
+from neds_rt.curve import LOCAL, Access
+from neds_rt.endpoints import check_binding
 
 SINKS = {
     "tcp": "neds_rt.sinks.zmq:ZmqSink",
@@ -25,9 +26,12 @@ class Sink(Protocol):
         """Deliver what is under way for a moment, then close."""
 
 
-def open_sink(endpoint: str, *, insecure: bool = False) -> Sink:
-    """Open a sink by endpoint. Raises `BadInput` for one that is malformed, remote or in use."""
-    check_endpoint("--out", endpoint, insecure=insecure)
+def open_sink(endpoint: str, access: Access = LOCAL) -> Sink:
+    """Open a sink by endpoint. Raises `BadInput` for one that is malformed or in use.
+
+    So it does for one on an address that other machines reach, unless `access` has the keys.
+    """
+    check_binding("--out", endpoint, access)
     module, _, attribute = SINKS[endpoint.partition("://")[0]].partition(":")
     factory: Any = getattr(importlib.import_module(module), attribute)
-    return cast(Sink, factory(endpoint))
+    return cast(Sink, factory(endpoint, access))

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+from neds_rt.curve import LOCAL, Access
 from neds_rt.errors import BadInput
 
 if TYPE_CHECKING:
@@ -27,9 +28,10 @@ NATIVE = ("zmq+tcp", "zmq+ipc")  # frames name their stream: several probes may 
 class Source(Protocol):
     """Something the server can wait for and take spike frames from.
 
-    Constructed as `SourceClass(name, uri, insecure=bool, units=UnitMap)`, which connects or raises
-    `BadInput`. `name` is the stream's. The thread that serves calls `receive`; `tend` is called
-    from another one, so the two share nothing but `counters` and plain attributes.
+    Constructed as `SourceClass(name, uri, insecure=bool, units=UnitMap)`, native ones with
+    `access=Access` for `insecure`, which connects or raises `BadInput`. `name` is the stream's. The
+    thread that serves calls `receive`; `tend` is called from another one, so the two share nothing
+    but `counters` and plain attributes.
     """
 
     name: str
@@ -68,12 +70,14 @@ class Source(Protocol):
         """Disconnect."""
 
 
-def open_source(name: str, uri: str, *, units: UnitMap, insecure: bool = False) -> Source:
+def open_source(name: str, uri: str, *, units: UnitMap, access: Access = LOCAL) -> Source:
     """Connect to a source by URI. Raises `BadInput` for an unknown scheme or a bad address."""
     scheme = scheme_of(name, uri)
     module, _, attribute = SOURCES[scheme].partition(":")
     factory: Any = getattr(importlib.import_module(module), attribute)
-    return cast(Source, factory(name, uri, insecure=insecure, units=units))
+    if scheme in NATIVE:
+        return cast(Source, factory(name, uri, access=access, units=units))
+    return cast(Source, factory(name, uri, insecure=access.insecure, units=units))
 
 
 def scheme_of(name: str, uri: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 import uuid
@@ -9,6 +10,9 @@ import uuid
 import zmq
 from zmq.utils.monitor import recv_monitor_message
 
+# A part that is too long ends a connection for good: libzmq does not dial again after what it takes
+# for an error of the protocol. Whoever was lost for so long is dialled anew.
+DEAF_S = 2.0
 BEAT_S = 2.0  # what the plugin's documentation asks for; after 5 s it calls a client dead
 PATIENCE_S = 10.0  # without an answer the socket is made anew: a REQ socket cannot ask twice
 
@@ -80,6 +84,8 @@ class Link:
         self._watched = socket
         self._monitor = socket.get_monitor_socket(self.EVENTS)
         self._up = False
+        self._lost_s: float | None = None  # when, since the connection last stood
+        self.deaf = False  # lost for long: `revive` is due
         self.connections = 0
         self.losses = 0  # connections that were lost
 
@@ -90,7 +96,20 @@ class Link:
             self._up = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
             self.losses += not self._up
             self.connections += self._up
+            self._lost_s = None if self._up else time.monotonic()
+        if self._lost_s is not None and time.monotonic() - self._lost_s > DEAF_S:
+            self._lost_s, self.deaf = time.monotonic(), True
         return self._up
+
+    def revive(self, endpoint: str) -> None:
+        """Dial anew; from the thread that owns the watched socket, when that has nothing to give.
+
+        Where libzmq was still dialling this does no harm.
+        """
+        self.deaf = False
+        with contextlib.suppress(zmq.ZMQError):  # it may know of no such connection any more
+            self._watched.disconnect(endpoint)
+        self._watched.connect(endpoint)
 
     def close(self) -> None:
         """End the watch; from the thread that owns the watched socket, which is still open."""

@@ -130,6 +130,8 @@ class BroadcastSource:
             try:
                 parts = receive_parts(self._socket)
             except zmq.Again:
+                if self._link.deaf:
+                    self._link.revive(self.address.endpoint)
                 break
             if self._take(parts, frame):
                 return True

@@ -133,6 +133,8 @@ class OpenEphysSource:
             try:
                 parts = receive_parts(self._socket)
             except zmq.Again:
+                if self._link.deaf:
+                    self._link.revive(self.address.endpoint)
                 break
             if self._take(parts, frame):
                 return True

@@ -19,11 +19,14 @@ from numpy.typing import NDArray
 
 from neds_rt.binning import bin_edges
 from neds_rt.errors import BadInput, StartError
+from neds_rt.hdf5_limits import check_links, checked
 from neds_rt.player import Block, empty_spikes
+from neds_rt.wire import MAX_SAMPLE
 
 SCHEMA = "neds-session-1"
 COUNTS_FS = 30_000.0  # sample clock given to sessions that have none of their own
 BLOCKS_AT_ONCE = 256
+MAX_BINS = 50_000_000  # of a recording: eleven days of 20 ms
 
 
 @dataclass(frozen=True)
@@ -127,8 +130,15 @@ def spread_counts(
 
 
 def bin_axis(recording: Recording, bin_size_s: float) -> NDArray[np.int64]:
-    """Return the indices of all bins that lie wholly inside the recording's spans, ascending."""
+    """Return the indices of all bins that lie wholly inside the recording's spans, ascending.
+
+    Raises `BadInput` for a bin size that the recording's samples cannot be cut into.
+    """
     width = recording.fs * bin_size_s
+    n_bins = float((recording.spans[:, 1] - recording.spans[:, 0]).sum()) / max(width, 1e-9)
+    if not (1 <= width <= 2**31 and 0 <= n_bins <= MAX_BINS):
+        found = f"{width:g} samples, {n_bins:g} of them"
+        raise BadInput(recording.session, "bins", found, f"1 to 2^31, at most {MAX_BINS} bins")
     parts = []
     for start, end in recording.spans.tolist():
         bins = np.arange(int(start / width) - 1, int(end / width) + 2)
@@ -168,9 +178,10 @@ def read_recording(
         raise StartError("reading sessions needs h5py: pip install 'neds[train]'") from error
     try:
         with h5py.File(path, "r") as file:
+            check_links(file)
             return _read(file, path, probe, order)
-    except OSError as error:
-        raise BadInput(path, "file", error, "a readable HDF5 session") from error
+    except (OSError, LookupError, RuntimeError, ValueError, TypeError, ArithmeticError) as error:
+        raise BadInput(path, "content", error, "a whole session file (HDF5)") from error
 
 
 def _read(
@@ -200,6 +211,9 @@ def _read(
         raise BadInput(path, "spikes/sample", "unsorted samples", "ascending samples")
     fs = float(file["spikes"].attrs["fs"])
     domain = np.stack([_get(file, path, "domain/start"), _get(file, path, "domain/end")], axis=1)
+    if not (0 < fs <= 1e9 and np.all(np.abs(domain) * fs <= MAX_SAMPLE)):
+        found = f"{fs:g} Hz, {domain.size} numbers"
+        raise BadInput(path, "domain", found, "finite seconds at a rate above 0")
     spans = np.rint(domain * fs).astype(np.int64)
     return EventRecording(session, fs, units, spans, sample.astype(np.int64), unit)
 
@@ -207,7 +221,7 @@ def _read(
 def _get(file: Any, path: Path, name: str) -> NDArray[Any]:
     if name not in file:
         raise BadInput(path, name, "no such dataset", f"a session of schema {SCHEMA}")
-    return np.asarray(file[name][()])
+    return np.asarray(checked(file[name])[()])
 
 
 def _choose_units(

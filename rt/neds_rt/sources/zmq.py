@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import zmq
 
-from neds_rt.endpoints import endpoint_of
-from neds_rt.errors import BadInput
+from neds_rt.curve import LOCAL, Access
+from neds_rt.endpoints import connect, endpoint_of
 from neds_rt.sources.frame import Frame
+from neds_rt.sources.heartbeat import Link
 
 if TYPE_CHECKING:
     from neds_rt.sources.units import UnitMap
@@ -32,10 +33,11 @@ class ZmqSource:
     edges = None
 
     def __init__(
-        self, name: str, uri: str, *, insecure: bool = False, units: UnitMap | None = None
+        self, name: str, uri: str, *, access: Access = LOCAL, units: UnitMap | None = None
     ) -> None:
         self.name, self.uri = name, uri
-        endpoint = endpoint_of(f"--probe {name}", uri, insecure=insecure)
+        where = f"--probe {name}"
+        self._endpoint = endpoint_of(where, uri)
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
         self._socket.setsockopt(zmq.RCVHWM, RECEIVE_QUEUE)
         self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_PART_BYTES)
@@ -44,11 +46,11 @@ class ZmqSource:
         self._socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
         self._socket.subscribe(b"")
         try:
-            self._socket.connect(endpoint)
-        except zmq.ZMQError as error:
+            connect(where, self._socket, self._endpoint, access, name)
+        except BaseException:
             self._socket.close()
-            found = f"{uri} ({error})"
-            raise BadInput(f"--probe {name}", "URI", found, "one to connect to") from error
+            raise
+        self._link = Link(self._socket)
 
     @property
     def pollable(self) -> zmq.Socket[bytes]:
@@ -63,6 +65,8 @@ class ZmqSource:
             # asked at the price of a look-up that is slow on cold caches.
             part = receive(zmq.NOBLOCK, copy=False)
         except zmq.Again:
+            if self._link.deaf:
+                self._link.revive(self._endpoint)
             return False
         frame.header, frame.payload, frame.parts = part, b"", 1
         while part.more:
@@ -73,7 +77,8 @@ class ZmqSource:
         return True
 
     def tend(self) -> str:
-        """Nothing is due: ZeroMQ connects and reconnects by itself."""
+        """Watch the connection: ZeroMQ reconnects by itself, but not after a part too long."""
+        self._link.up()
         return ""
 
     def report(self) -> dict[str, Any]:
@@ -82,4 +87,5 @@ class ZmqSource:
 
     def close(self) -> None:
         """Close the socket."""
+        self._link.close()
         self._socket.close()

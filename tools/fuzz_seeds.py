@@ -1,0 +1,157 @@
+"""Good inputs of every parser, which fuzzing begins with; made here, so they follow the formats."""
+
+from __future__ import annotations
+
+import struct
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from neds_rt import bundle, curve, wire
+from neds_rt.bundle import ModalityOut, Shape, Unit, random_bundle
+from neds_rt.recording.spool import Spool
+from neds_rt.safetensors_io import encode_tensors
+
+MODALITIES = [ModalityOut("v", "continuous", 2, sd=[0.5, 0.2]), ModalityOut("h", "circular", 2)]
+SHAPE = Shape(hidden=8, layers=1, heads=1, mlp=8, window=3, conv=2, recurrent=True)
+UNITS = [Unit("a", 3, 1), Unit("a", 4, 1), Unit("a", 4, 2)]
+
+
+def joined(*parts: bytes) -> bytes:
+    """Return parts as `cut` takes them."""
+    return b"".join(struct.pack("<H", len(part)) + part for part in parts)
+
+
+def spike_header(**changed: Any) -> bytes:
+    """Return the header of a native frame, some of its fields changed."""
+    fields: dict[str, Any] = {
+        "version": 1, "stream": "a", "session": "s", "seq": 0, "t0_sample": 0, "watermark": 600,
+        "fs": 3e4, "sent_mono_ns": 1, "sent_real_ns": 1 << 60, "n_spikes": 1}
+    return msgspec.msgpack.encode(wire.SpikeHeader(**(fields | changed)))
+
+
+def frames() -> list[bytes]:
+    """Whole bins, and a restart."""
+    spike = struct.pack("<qI", 12, 1)
+    parts = []
+    for seq in range(4):
+        parts += [spike_header(seq=seq, t0_sample=600 * seq, watermark=600 * seq + 600), spike]
+    return [joined(*parts), joined(spike_header(session="t", n_spikes=2), spike * 2)]
+
+
+def decodes() -> list[bytes]:
+    """A stale decode with a value of every kind."""
+    value = {"mean": [1.0, float("nan")], "sd": [0.5]}
+    fields = {"v": 1, "kind": "decode", "seq": 0, "session": "s", "bin": -1, "t_s": 0.0,
+              "spike_age_us": -1.0, "service_us": 1.0, "recv_ns": 1, "pub_ns": 2, "model": "m",
+              "valid": False, "reason": "stale", "values": {
+                  "v": value, "h": {"angle": 1.0, "r": 1.0}, "c": {"p": [0.5, 0.5], "label": "x"}}}
+    return [msgspec.msgpack.encode(fields)]
+
+
+def openephys() -> list[bytes]:
+    """A spike, a block, an event and messages of plugin 0.2."""
+    spike = (b'{"message_num":1,"type":"spike","spike":{"stream":"s","electrode":"E 4",'
+             b'"sample_num":10,"sorted_id":1,"num_channels":1,"num_samples":1},"timestamp":1}')
+    block = (b'{"message_num":2,"type":"data","content":{"stream":"s","sample_num":0,'
+             b'"num_samples":2,"sample_rate":30000.0,"channel_num":0},"data_size":8}')
+    ttl = b'{"message_num":3,"type":"event","content":{"stream":"s","sample_num":5},"data_size":10}'
+    old = (b'{"message_no":4,"type":"spike","spike":{"timestamp":10,"electrode_id":1,'
+           b'"n_channels":1}}')
+    messages = [joined(b"EVENT\0", spike, bytes(4)), joined(b"DATA\0", block, bytes(8)),
+                joined(b"EVENT\0", ttl, bytes(10)), joined(b"EVENT\0", old),
+                joined(b"PARAM\0", b"{}")]
+    return [joined(*messages), *(joined(message) for message in messages)]
+
+
+def broadcast() -> list[bytes]:
+    """Spikes and events, JSON and binary."""
+    spike = (b'{"event_type":"spike","stream":"s","electrode":"E 4","sample_number":10,'
+             b'"sorted_id":1,"sample_rate":30000.0}')
+    ttl = b'{"event_type":"ttl","stream":"s","sample_number":10}'
+    raw = struct.pack("<BBHHHqdH", 2, 1, 100, 1, 4, 10, 0.1, 1) + bytes(8)
+    messages = [joined(b"\1\0", spike), joined(b"\0\0", ttl), joined(b"\1\0", raw),
+                joined(b"\0\0", b"\1" + bytes(40))]
+    return [joined(*messages), *(joined(message) for message in messages)]
+
+
+def trodes() -> list[bytes]:
+    """Three spikes."""
+    spike = {"nTrodeId": 4, "cluster": 1, "localTimestamp": 100, "systemTimestamp": 1 << 60}
+    times = (1, 900, 1 << 52)
+    return [joined(*[msgspec.msgpack.encode(spike | {"localTimestamp": t}) for t in times])]
+
+
+@cache
+def bundle_bytes(files: bool = True) -> bytes:
+    """A small bundle, zipped."""
+    made = random_bundle(SHAPE, len(UNITS), MODALITIES, probe="a")
+    m = made.manifest
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.neds"
+        bundle.write_bundle(path, session="s", subject="m", bin_size_s=0.02, shape=m.shape,
+                            units=m.units, modalities=m.modalities, weights=made.weights,
+                            files={"model.onnx": b"graph"} if files else None)
+        return path.read_bytes()
+
+
+def manifests() -> list[bytes]:
+    """The manifest of one."""
+    return [msgspec.json.encode(random_bundle(SHAPE, 3, MODALITIES, probe="a").manifest)]
+
+
+def tensors() -> list[bytes]:
+    """Two tensors, one of them empty."""
+    return [encode_tensors({"a": np.ones((2, 3), np.float32), "b": np.zeros(0, np.float32)})]
+
+
+def spools() -> list[bytes]:
+    """A recording of three frames."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.spool"
+        with Spool(path, "s", "m") as spool:
+            spool.name("a", 0, "stream", "E 1", 1)
+            for seq in range(3):
+                spool.frame(spike_header(seq=seq, t0_sample=600 * seq, watermark=600 * seq + 600),
+                            struct.pack("<qI", 12, 0))
+        return [path.read_bytes()]
+
+
+def configs() -> list[bytes]:
+    """Options of every type."""
+    return [b'model = "x.neds"\nkeep_warm = "on"\nstale_after = 0.5\ninsecure = false\n'
+            b'curve_server = { a = "k" }\n[probe]\na = "zmq+tcp://127.0.0.1:1"\n']
+
+
+def unit_files() -> list[bytes]:
+    """Two units."""
+    columns = "probe\tchannel\tcluster\tstream\telectrode\tsorted_id\n"
+    return [(columns + "a\t3\t1\ts\tE 1\t1\na\t4\t2\t\tE 2\t0\n").encode()]
+
+
+def keys() -> list[bytes]:
+    """Both halves of a pair, and an allow-list."""
+    with tempfile.TemporaryDirectory() as folder:
+        public, secret = curve.write_key_pair(Path(folder), "k")
+        key = curve.read_public(str(public))
+        return [public.read_bytes(), secret.read_bytes(), key + b" me\n# nobody\n" + key]
+
+
+@cache
+def trusted() -> str:
+    """Return the file of a public key; its secret key lies beside it."""
+    from neds_rt.signature import write_signing_pair
+
+    return str(write_signing_pair(Path(tempfile.mkdtemp(prefix="neds-fuzz-")), "k")[0])
+
+
+def signatures() -> list[bytes]:
+    """One that fits the manifest `{}`, and one that does not."""
+    from neds_rt.signature import read_signing_key, sign
+
+    key = read_signing_key(trusted().replace(".pub.pem", ".pem"))
+    return [sign(b"{}", key), sign(b"[]", key)]
