@@ -3,13 +3,11 @@
     PREDICTIONS/LABEL/TASK/RECORDING/seed_N.safetensors     TS3 without the recording
     TRUTH/TASK/RECORDING/ground_truth.safetensors           likewise
 
-| suite | predictions | truth |
-|---|---|---|
-| TS1 | `predictions` (n, 50, 1) or logits (n, 1, C) float32, `trial_id` (n,), `timestamps` | `values`,
-  `trial_id`, `mask` where samples can be unsure |
-| TS2 | `predictions` (n, bins, units) log rates a bin, float16, `window_timestamps` (n,) float64 s,
-  `unit_ids` | `targets`, `window_timestamps` |
-| TS3 | `pred_proba` (units, 10), `entity_ids` | `targets`, `entity_ids` |
+    TS1  `predictions` (n, 50, 1), or logits (n, 1, C), float32; `trial_id` (n,); `timestamps`
+         truth: `values`, `trial_id`, and `mask` where samples can be unsure
+    TS2  `predictions` (n, bins, units) log rates a bin, float16; `window_timestamps` (n,) float64,
+         seconds; `unit_ids`         truth: `targets`, `window_timestamps`
+    TS3  `pred_proba` (units, 10), `entity_ids`         truth: `targets`, `entity_ids`
 
 Ids are text in a uint8 matrix, a row each, filled up with zeros.
 """

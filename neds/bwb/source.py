@@ -151,7 +151,9 @@ def _trace(file: Any, task: Task) -> Trace | None:
         rate = float(group.attrs.get("sampling_rate", RATE_HZ))
         times = group["domain/start"][0] + np.arange(len(values)) / rate
     mask = task.mask.partition(".")[2]
-    sure = np.asarray(group[mask][()], bool) if mask in group and mask else np.ones(len(times), bool)
+    sure = np.ones(len(times), bool)
+    if mask and mask in group:
+        sure = np.asarray(group[mask][()], bool)
     return Trace(times=times, values=values, sure=sure)
 
 

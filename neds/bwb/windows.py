@@ -7,6 +7,7 @@ its end backwards: `counts_before` is exact, with no bin that straddles a window
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,7 @@ class Truth:
 
     trial: NDArray[np.int64]
     span: NDArray[np.float64]
-    values: Floats
+    values: NDArray[Any]
     times: NDArray[np.float64]
     sure: NDArray[np.bool_] | None
 

@@ -55,10 +55,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--plot", default=None, metavar="OUT.png",
         help="write the decoded traces of one session here as well (.png, .svg, .pdf)")
     add("--json", action="store_true", help="print one JSON object as last line")
+    add("--protocol", choices=("neds", "bwb"), default="neds",
+        help="what is evaluated and how (default %(default)s: the tasks above)")
+    from neds.bwb.command import add_bwb_arguments
+
+    add_bwb_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate session by session; after each, the report so far is on disk."""
+    if args.protocol == "bwb":
+        from neds.bwb.command import run_bwb
+
+        return run_bwb(args)
     import json
     import time
 

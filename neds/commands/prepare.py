@@ -39,6 +39,7 @@ READERS = {
     "arrays": "neds.data.presets:arrays_reader",
     "nwb": "neds.data.nwb:nwb_reader",
     "brainsets": "neds.data.brainsets:brainset_reader",
+    "bwb": "neds.bwb.sessions:bwb_reader",
     "ibl": "neds.data.ibl:ibl_reader",
     "sorting": "neds.data.sorting:sorting_reader",
     "phy": "neds.data.phy:phy_reader",

@@ -67,7 +67,7 @@ def region_scores(
     hits, true, said = _tallies(truth, predicted, np.arange(len(names)))
     columns = {"precision": hits / np.maximum(said, 1), "recall": hits / np.maximum(true, 1),
                "f1-score": 2 * hits / np.maximum(true + said, 1)}
-    result = {}
+    result: dict[str, float] = {}
     for metric, column in columns.items():
         result |= {f"{name}/{metric}": float(v) for name, v in zip(names, column, strict=True)}
         result[f"macro/{metric}"] = float(column.mean())

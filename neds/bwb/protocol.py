@@ -1,0 +1,257 @@
+"""The protocol from a pretrained checkpoint to files of predictions and our own scores.
+
+For every recording and seed the checkpoint is fitted to the recording's training part, once a
+suite: the parts of TS1 and TS2 differ and overlap. Nothing of a test part is in what is fitted, but
+for the units' maps of TS3, which are fitted to whole recordings without regions, as that task
+allows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from neds.adapt import fit_to
+from neds.bwb.anatomy import fit_probe, pooled
+from neds.bwb.files import (
+    Tensors,
+    about,
+    encode_ids,
+    labelled_units,
+    prediction_path,
+    truth_tensors,
+    write_tensors,
+)
+from neds.bwb.predict import Decoder, predict_behaviour, predict_spikes
+from neds.bwb.score import score
+from neds.bwb.sessions import protocol_recording
+from neds.bwb.source import SUITE_BUILD, Source
+from neds.bwb.tasks import BIN_S, COSMOS, SEEDS, TUNING_SEED, VERSION, Task
+from neds.checkpoint import CheckpointInfo
+from neds.config import MaskingConfig, TrainConfig
+from neds.model import Neds
+from neds.regions import unit_embeddings
+from neds_rt.errors import BadInput
+
+HOW = {
+    "trace": "decoded directly, bins' values interpolated to the samples' times",
+    "label": "decoded directly: mean log probability of the window, class shares taken out",
+    "rate": "readout: log rate from the decoded rate by two numbers fitted on the training windows",
+    "spikes": "direct, rates at hidden bins",
+    "region": "linear probe on the units' maps (transductive, backbone frozen)",
+}
+SPIKES = MaskingConfig(encoding=0.0, decoding=0.2, self_spike=0.6, self_behaviour=0.0,
+                       random_token=0.2)
+"""How TS2 is fitted: what is asked are spikes at hidden bins."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What to run. knobs: the training table of the recipe that fits each recording."""
+
+    tasks: Sequence[Task]
+    seeds: Sequence[int] = SEEDS
+    label: str = "neds"
+    context_s: float = 20.0
+    knobs: TrainConfig
+    device: str = "cpu"
+
+
+@dataclass(eq=False)
+class Outcome:
+    """Files written with their scores, and what was not run, a line each."""
+
+    files: list[dict[str, Any]] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def skip(self, line: str) -> None:
+        """Note what is not run, once."""
+        if line not in self.skipped:
+            self.skipped.append(line)
+
+
+def run_protocol(
+    model: Neds, info: CheckpointInfo, sources: Sequence[Source], folder: Path,
+    settings: Settings, said: Callable[[str], None] = lambda line: None,
+) -> Outcome:
+    """Fit, predict, write under `folder`, score. `said` is told of each recording and seed.
+
+    Raises `BadInput` for recordings of animals that the checkpoint knows, and other bins.
+    """
+    check_unseen(info, sources)
+    if abs(info.config.data.bin_size_s - BIN_S) > 1e-9:
+        raise BadInput("checkpoint", "data.bin_size_s", info.config.data.bin_size_s,
+                       f"{BIN_S}, the benchmark's bins")
+    outcome = Outcome(notes=remarks(settings, sources))
+    for seed in settings.seeds:
+        for source in sources:
+            said(f"{source.recording}, seed {seed}")
+            for suite, run in (("ts1", _behaviour), ("ts2", _spikes)):
+                tasks = [t for t in settings.tasks if t.suite == suite]
+                able = [t for t in tasks if not source.lacks(t)]
+                for task in tasks:
+                    if task not in able:
+                        outcome.skip(f"{task.id}: {source.recording}: {source.lacks(task)}")
+                if able:
+                    run(model, info, source, able, folder, settings, seed, outcome)
+        for task in settings.tasks:
+            if task.suite == "ts3":
+                _regions(model, info, sources, task, folder, settings, seed, outcome)
+    return outcome
+
+
+def check_unseen(info: CheckpointInfo, sources: Sequence[Source]) -> None:
+    """Raise `BadInput` for a recording, or an animal, that the checkpoint was trained on."""
+    known = {s.session for s in info.sessions} | {s.subject for s in info.sessions if s.subject}
+    for source in sources:
+        if {source.recording, source.subject} & known:
+            raise BadInput(source.path, "animal", f"{source.subject}, which the checkpoint knows",
+                           "an animal held out of pretraining, as the benchmark demands")
+    names = [s.recording for s in sources]
+    if len(set(names)) < len(names):
+        raise BadInput(sources[0].path, "recording", "given twice", "every recording once")
+
+
+def remarks(settings: Settings, sources: Sequence[Source]) -> list[str]:
+    """What a reader of the numbers must know."""
+    notes = ["BrainWideBench's protocol (windows of 1 s, eight behaviours), not the NEDS paper's"]
+    seeds = sorted(settings.seeds)
+    if len(seeds) < 3 or seeds != list(range(seeds[0], seeds[0] + len(seeds))):
+        notes.append("fewer than three seeds in a row: no submission")
+    if TUNING_SEED in seeds:
+        notes.append(f"seed {TUNING_SEED} is for tuning: no reported number uses it")
+    for suite, build in SUITE_BUILD.items():
+        others = sorted({s.build for s in sources} - {build})
+        if others and any(t.suite == suite for t in settings.tasks):
+            notes.append(f"{suite} is reported on {build}, these are {', '.join(others)}")
+    return notes
+
+
+def _fitted(
+    model: Neds, info: CheckpointInfo, source: Source, settings: Settings, seed: int, suite: str
+) -> Decoder:
+    """The checkpoint fitted to the training part of one suite."""
+    train = source.part(suite, "train") if suite != "ts3" else source.domain
+    # By decoding, which TS2 and TS3 do not ask for, nothing is chosen there: the newest counts.
+    val = source.part("ts1", "val") if suite == "ts1" else np.zeros((0, 2))
+    recording = protocol_recording(source, train, val, BIN_S)
+    config, knobs = info.config, msgspec.structs.replace(settings.knobs, seed=seed)
+    if suite == "ts2":
+        config = msgspec.structs.replace(config, masking=SPIKES)
+    if suite == "ts3":
+        knobs = msgspec.structs.replace(knobs, freeze=1.0)
+    result = fit_to(model, config, [recording], knobs, device=settings.device)
+    return Decoder.of(result.model, recording.state, source, settings.context_s)
+
+
+def _behaviour(
+    model: Neds, info: CheckpointInfo, source: Source, tasks: list[Task], folder: Path,
+    settings: Settings, seed: int, outcome: Outcome,
+) -> None:
+    decoder = _fitted(model, info, source, settings, seed, "ts1")
+    found = predict_behaviour(decoder, tasks)
+    for task in tasks:
+        if task.id not in found:
+            outcome.skip(f"{task.id}: {source.recording}: never known in the training part")
+        elif not len(found[task.id]["trial_id"]):
+            outcome.skip(f"{task.id}: {source.recording}: no window in the test part")
+        else:
+            _write(source, task, found[task.id], folder, settings, seed, outcome)
+
+
+def _spikes(
+    model: Neds, info: CheckpointInfo, source: Source, tasks: list[Task], folder: Path,
+    settings: Settings, seed: int, outcome: Outcome,
+) -> None:
+    decoder = _fitted(model, info, source, settings, seed, "ts2")
+    for task in tasks:
+        tensors = predict_spikes(decoder, task)
+        if not len(tensors["window_timestamps"]):
+            outcome.skip(f"{task.id}: {source.recording}: no window in the test part")
+        else:
+            _write(source, task, tensors, folder, settings, seed, outcome)
+
+
+def _write(
+    source: Source, task: Task, tensors: Tensors, folder: Path, settings: Settings, seed: int,
+    outcome: Outcome,
+) -> None:
+    path = prediction_path(folder, settings.label, task, source.recording, seed)
+    write_tensors(path, tensors, about(source, task, settings.label, seed, settings.context_s))
+    _add(outcome, task, path, settings.label, seed, source.recording,
+         score(task, tensors, truth_tensors(source, task), path))
+
+
+def _add(
+    outcome: Outcome, task: Task, path: Path, label: str, seed: int, recording: str,
+    scores: dict[str, float],
+) -> None:
+    outcome.files.append({"task": task.id, "how": HOW[task.kind], "label": label, "seed": seed,
+                          "recording": recording, "file": str(path), "scores": scores})
+
+
+def _regions(
+    model: Neds, info: CheckpointInfo, sources: Sequence[Source], task: Task, folder: Path,
+    settings: Settings, seed: int, outcome: Outcome,
+) -> None:
+    """Single-unit and multi-unit predictions of all recordings' units, each a label of its own."""
+    try:
+        probe = fit_probe(model, info, seed)
+    except BadInput as error:
+        outcome.skip(f"{task.id}: {error}")
+        return
+    ids, single, multi, codes = [], [], [], []
+    for source in sources:
+        rows, own = labelled_units(source)
+        if not len(rows):
+            outcome.skip(f"{task.id}: {source.recording}: no unit in a Cosmos region")
+            continue
+        decoder = _fitted(model, info, source, settings, seed, "ts3")
+        proba = probe.probabilities(unit_embeddings(decoder.model, decoder.state)[rows])
+        ids += source.id[rows].tolist()
+        single.append(proba)
+        multi.append(pooled(proba, source.depth_um[rows], source.probe[rows]))
+        codes.append(own)
+    for scope, parts in (("single", single), ("multi", multi)) if ids else ():
+        label = f"{settings.label}_linear_{scope}"
+        path = prediction_path(folder, label, task, "", seed)
+        tensors: Tensors = {"pred_proba": np.concatenate(parts), "entity_ids": encode_ids(ids)}
+        write_tensors(path, tensors, about(sources[0], task, label, seed))
+        truth: Tensors = {"targets": np.concatenate(codes), "entity_ids": tensors["entity_ids"]}
+        _add(outcome, task, path, label, seed, "", score(task, tensors, truth, path))
+
+
+def summary(outcome: Outcome, settings: Settings) -> dict[str, Any]:
+    """The report: per task and label the mean over recordings and seeds, and every file's scores.
+
+    As in the benchmark, scores against a null (r2, poisson_d2, bps) count as 0 where they are
+    below it, in the means alone; a score that is not a number becomes null.
+    """
+    groups: dict[tuple[str, str], list[dict[str, float]]] = {}
+    for row in outcome.files:
+        groups.setdefault((row["task"], row["label"]), []).append(row["scores"])
+    return {
+        "protocol": "bwb", "contract": VERSION, "label": settings.label,
+        "seeds": list(settings.seeds), "context_s": settings.context_s,
+        "classes": list(COSMOS), "notes": outcome.notes, "not_run": outcome.skipped,
+        "tasks": [{"task": task, "label": label, "files": len(rows),
+                   "scores": {m: _mean(m, [r[m] for r in rows]) for m in rows[0]}}
+                  for (task, label), rows in groups.items()],
+        "files": [{**row, "scores": {k: _number(v) for k, v in row["scores"].items()}}
+                  for row in outcome.files],
+    }
+
+
+def _mean(metric: str, values: list[float]) -> float | None:
+    floor = 0.0 if metric in ("r2", "poisson_d2", "bps") else -np.inf
+    return _number(float(np.mean([max(v, floor) for v in values])))
+
+
+def _number(value: float) -> float | None:
+    return value if np.isfinite(value) else None
