@@ -27,7 +27,7 @@ from neds_rt.errors import BadInput
 
 Floats = NDArray[np.floating]
 BATCH_BINS = 8192  # bins a forward pass
-SEGMENT_S = 10.0  # windows that share one pass of co-smoothing; the rest of 20 s is their context
+SEGMENT = 0.5  # share of the input that windows of one pass of co-smoothing span, at most
 LEAST_LICK_HZ = 0.1
 
 
@@ -224,7 +224,7 @@ def _co_smooth(
     Windows of one trial and phase share a pass. In three passes each bin is hidden once.
     """
     result = np.zeros((len(start), TARGET_BINS, len(units)), np.float32)
-    groups = _segments(start, interval)
+    groups = _segments(start, interval, max(TARGET_S, SEGMENT * decoder.bins * BIN_S))
     if decoder.model.config.form == "window":  # sees what comes later, so a window at a time
         groups = [np.array([row]) for row in range(len(start))]
     stops = np.array([start[rows[-1]] + TARGET_S for rows in groups])
@@ -243,15 +243,15 @@ def _co_smooth(
 
 
 def _segments(
-    start: NDArray[np.float64], interval: NDArray[np.int64]
+    start: NDArray[np.float64], interval: NDArray[np.int64], most_s: float
 ) -> list[NDArray[np.int64]]:
-    """Rows of windows of one trial whose bins fall together, of at most `SEGMENT_S` each."""
+    """Rows of windows of one trial whose bins fall together, which span at most `most_s`."""
     groups: list[list[int]] = []
     for row in range(len(start)):
         first = groups[-1][0] if groups else row
         ahead = (start[row] - start[first]) / BIN_S
         same = interval[row] == interval[first] and abs(ahead - round(ahead)) < 1e-4
-        if groups and same and start[row] - start[first] + TARGET_S <= SEGMENT_S:
+        if groups and same and start[row] - start[first] + TARGET_S <= most_s + 1e-6:
             groups[-1].append(row)
         else:
             groups.append([row])
