@@ -52,6 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="of the bootstrap and of co-smoothing (%(default)s)")
     add("--predictions", default=None, metavar="OUT.npz",
         help="write bin, truth and prediction of every behaviour of one session")
+    add("--nwb", default=None, metavar="FILE.nwb",
+        help="add the decodes of one session to this NWB file, made of the session if it is new")
     add("--plot", default=None, metavar="OUT.png",
         help="write the decoded traces of one session here as well (.png, .svg, .pdf)")
     add("--json", action="store_true", help="print one JSON object as last line")
@@ -158,7 +160,7 @@ def evaluate_session(
     from neds.data.store import read_session
     from neds.dataset import match
     from neds.report import SessionReport
-    from neds.report_output import write_predictions
+    from neds.report_output import write_nwb_decodes, write_predictions
     from neds.scoring import context, predict, score_all
 
     started = time.monotonic()
@@ -171,6 +173,9 @@ def evaluate_session(
     scores, regions = score_all(at, predictions)
     if args.predictions:
         write_predictions(Path(args.predictions), recording, settings.part, predictions)
+    if args.nwb:
+        write_nwb_decodes(Path(args.nwb), session, recording, settings.part, predictions,
+                          f"{args.checkpoint}, step {info.step}")
     result = SessionReport.of(at, scores, regions)
     result.seconds = time.monotonic() - started
     return result, at, predictions
@@ -206,10 +211,10 @@ def session_path(provenance: dict[str, Any], given: str | None, session_id: str 
 def _check_single(args: argparse.Namespace, paths: list[Path]) -> None:
     from neds_rt.errors import BadInput
 
-    for option in ("session_id", "predictions", "plot"):
+    for option in ("session_id", "predictions", "nwb", "plot"):
         if getattr(args, option) and len(paths) > 1:
             raise BadInput(f"--{option.replace('_', '-')}", "sessions", len(paths), "one session")
-    if (args.predictions or args.plot) and args.tasks != "all" and "decoding" not in args.tasks:
+    if (args.predictions or args.plot or args.nwb) and args.tasks != "all" and "decoding" not in args.tasks:
         raise BadInput("--tasks", "names", args.tasks, "decoding among them for decoded traces")
 
 

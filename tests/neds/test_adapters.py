@@ -201,7 +201,7 @@ def test_ezmsg_graph(bundle, counts):
 
 
 def test_without_ezmsg_the_rest_works(bundle):
-    """The adapters import their partner late: FALCON's needs none, the unit says what to install."""
+    """Partners are imported late: FALCON's needs none, the unit says what to install."""
     import subprocess
     import sys
 

@@ -1,4 +1,4 @@
-"""BrainWideBench: scores on small worked cases, splits, windows, files, the synthetic recordings."""
+"""BrainWideBench: scores on worked cases, splits, windows, files, the synthetic recordings."""
 
 import hashlib
 import math
