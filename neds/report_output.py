@@ -99,7 +99,7 @@ def write_nwb_decodes(
     """
     from neds.data.nwb_write import write_decodes, write_nwb
 
-    ends = (recording.bin[recording.rows(part)] + 1) * recording.bin_size_s
+    ends = (recording.bin[recording.rows(part)] + 1.0) * np.float64(recording.bin_size_s)
     decodes: dict[str, Behaviour] = {}
     for b, (_, predicted) in zip(recording.state.behaviours, predictions.pairs, strict=True):
         values, classes = predicted, tuple(b.classes)

@@ -11,15 +11,31 @@ def add_bwb_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("--protocol bwb", "IBL BrainWideBench: SESSION.h5 are its "
                                     "recordings, --predictions is a folder, --tasks names tasks or "
                                     "suites (ts1, ts2, ts3)").add_argument
-    add("--label", default="neds", help="name of the submission (%(default)s)")
-    add("--seeds", default="43,44,45,46,47", help="comma-separated (%(default)s)")
-    add("--context", type=float, default=20.0, metavar="SECONDS",
-        help="input before a window's end, 1 to 20 (%(default)s)")
+    # None where not given, so that an option of the other protocol is refused and not ignored.
+    add("--label", default=None, help="name of the submission (neds)")
+    add("--seeds", default=None, help="comma-separated (43,44,45,46,47)")
+    add("--context", type=float, default=None, metavar="SECONDS",
+        help="input before a window's end, 1 to 20 (20)")
     add("--truth", default=None, metavar="DIR", help="write the truth of the test parts here too")
-    add("--recipe", default="finetune", help="recipe whose [train] fits a recording (finetune)")
-    add("--set", action="append", default=[], metavar="train.FIELD=VALUE",
+    add("--recipe", default=None, help="recipe whose [train] fits a recording (finetune)")
+    add("--set", action="append", default=None, metavar="train.FIELD=VALUE",
         help="override one field of it; may be repeated")
-    add("--device", default="cpu", help="cpu, cuda or auto (%(default)s)")
+    add("--device", default=None, help="cpu, cuda or auto (cpu)")
+
+
+OWN = ("label", "seeds", "context", "truth", "recipe", "set", "device")
+OTHERS = ("session_id", "baselines", "out", "against", "conditions", "nwb", "plot")
+
+
+def refuse_others(args: argparse.Namespace) -> None:
+    """Raise `BadInput` for an option that the other protocol has and this one has not."""
+    from neds_rt.errors import BadInput
+
+    for name in OTHERS if args.protocol == "bwb" else OWN:
+        if getattr(args, name):
+            other = "neds" if args.protocol == "bwb" else "bwb"
+            raise BadInput(f"--protocol {args.protocol}", f"--{name.replace('_', '-')}",
+                           getattr(args, name), f"no such option; it is of --protocol {other}")
 
 
 def run_bwb(args: argparse.Namespace) -> int:
@@ -31,7 +47,7 @@ def run_bwb(args: argparse.Namespace) -> int:
     from neds.bwb.files import write_truth
     from neds.bwb.protocol import Settings, run_protocol, summary
     from neds.bwb.source import read_source
-    from neds.bwb.tasks import tasks_of
+    from neds.bwb.tasks import CONTEXT_S, SEEDS, tasks_of
     from neds.checkpoint import load_checkpoint
     from neds.config import load_recipe
     from neds.report_output import check_folder
@@ -42,12 +58,14 @@ def run_bwb(args: argparse.Namespace) -> int:
         raise BadInput("--protocol bwb", "--predictions", "nothing", "a folder for the files")
     if not args.session:
         raise BadInput("--protocol bwb", "sessions", "none", "recordings of the benchmark (HDF5)")
-    if not args.label or "/" in args.label or args.label.startswith("."):
-        raise BadInput("--label", "name", repr(args.label), "a name usable as a folder's")
+    label = args.label or "neds"
+    if "/" in label or label.startswith("."):
+        raise BadInput("--label", "name", repr(label), "a name usable as a folder's")
     settings = Settings(
-        tasks=tasks_of(args.tasks), seeds=seeds(args.seeds), label=args.label,
-        context_s=args.context, knobs=load_recipe(args.recipe, args.set).train,
-        device=choose_device(args.device))
+        tasks=tasks_of(args.tasks), seeds=SEEDS if args.seeds is None else seeds(args.seeds),
+        label=label, context_s=CONTEXT_S if args.context is None else args.context,
+        knobs=load_recipe(args.recipe or "finetune", args.set or []).train,
+        device=choose_device(args.device or "cpu"))
     model, info = load_checkpoint(Path(args.checkpoint))
     sources = [read_source(path) for path in args.session]
     folder = Path(args.predictions)

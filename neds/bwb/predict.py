@@ -20,6 +20,7 @@ from neds.bwb.source import Source
 from neds.bwb.tasks import BIN_S, CONTEXT_S, FORECAST_BINS, RATE_HZ, TARGET_BINS, TARGET_S, Task
 from neds.bwb.windows import Truth, counts_before, scaled, spike_truth, truth_of
 from neds.checkpoint import SessionState
+from neds.config import ModelConfig
 from neds.evaluate import to_units
 from neds.model import Neds
 from neds.spike_tasks import EVERY
@@ -42,15 +43,8 @@ class Decoder:
 
     @classmethod
     def of(cls, model: Neds, state: SessionState, source: Source, context_s: float) -> Decoder:
-        """`context_s` counts for the streaming form; the window form sees its own window.
-
-        Raises `BadInput` for a window below the second that is scored, or other bins.
-        """
-        bins = model.config.window if model.config.form == "window" else round(context_s / BIN_S)
-        if not TARGET_BINS <= bins <= CONTEXT_S / BIN_S:
-            raise BadInput("--context" if model.config.form == "stream" else "model.window", "bins",
-                           bins, f"{TARGET_BINS} to {CONTEXT_S / BIN_S:g} bins of 20 ms")
-        return cls(model, state, source, bins)
+        """A decoder with the input that `input_bins` says."""
+        return cls(model, state, source, input_bins(model.config, context_s))
 
     def place(self, name: str) -> int | None:
         """Index of a behaviour, None for one that the model does not decode."""
@@ -87,6 +81,19 @@ class Decoder:
             units = [to_units(b, o.cpu().float()).numpy()
                      for b, o in zip(behaviours, outputs, strict=True)]
             return log_rates.cpu().float().numpy(), units
+
+
+def input_bins(config: ModelConfig, context_s: float) -> int:
+    """Bins of input: `context_s` for the streaming form; the window form sees its own window.
+
+    Raises `BadInput` for less than the second that is scored, and more than 20 s.
+    """
+    stream = config.form == "stream"
+    bins = round(context_s / BIN_S) if stream else config.window
+    if not TARGET_BINS <= bins <= CONTEXT_S / BIN_S:
+        raise BadInput("--context" if stream else "model.window", "bins", bins,
+                       f"{TARGET_BINS} to {CONTEXT_S / BIN_S:g} bins of 20 ms")
+    return bins
 
 
 def decode(decoder: Decoder, stops: NDArray[np.float64], bins: int) -> list[Floats]:

@@ -27,7 +27,7 @@ from neds.bwb.files import (
     truth_tensors,
     write_tensors,
 )
-from neds.bwb.predict import Decoder, predict_behaviour, predict_spikes
+from neds.bwb.predict import Decoder, input_bins, predict_behaviour, predict_spikes
 from neds.bwb.score import score
 from neds.bwb.sessions import protocol_recording
 from neds.bwb.source import SUITE_BUILD, Source
@@ -85,6 +85,7 @@ def run_protocol(
     Raises `BadInput` for recordings of animals that the checkpoint knows, and other bins.
     """
     check_unseen(info, sources)
+    input_bins(info.config.model, settings.context_s)
     if abs(info.config.data.bin_size_s - BIN_S) > 1e-9:
         raise BadInput("checkpoint", "data.bin_size_s", info.config.data.bin_size_s,
                        f"{BIN_S}, the benchmark's bins")

@@ -66,9 +66,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate session by session; after each, the report so far is on disk."""
-    if args.protocol == "bwb":
-        from neds.bwb.command import run_bwb
+    from neds.bwb.command import refuse_others, run_bwb
 
+    refuse_others(args)
+    if args.protocol == "bwb":
         return run_bwb(args)
     import json
     import time
@@ -214,7 +215,8 @@ def _check_single(args: argparse.Namespace, paths: list[Path]) -> None:
     for option in ("session_id", "predictions", "nwb", "plot"):
         if getattr(args, option) and len(paths) > 1:
             raise BadInput(f"--{option.replace('_', '-')}", "sessions", len(paths), "one session")
-    if (args.predictions or args.plot or args.nwb) and args.tasks != "all" and "decoding" not in args.tasks:
+    traces = args.predictions or args.plot or args.nwb
+    if traces and args.tasks != "all" and "decoding" not in args.tasks:
         raise BadInput("--tasks", "names", args.tasks, "decoding among them for decoded traces")
 
 

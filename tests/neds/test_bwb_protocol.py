@@ -272,7 +272,7 @@ def test_what_cannot_be_run_is_said(folder, tmp_path, capsys):
 @pytest.mark.parametrize(("words", "match"), [
     (["--tasks", "encoding"], "--tasks"), (["--seeds", "43,43"], "--seeds"),
     (["--seeds", "x"], "--seeds"), (["--label", "a/b"], "--label"), (["--context", "0.2"], "bins"),
-    (["--set", "model.hidden=8"], ""),
+    (["--set", "model.hidden=8"], ""), (["--baselines", "ridge"], "--baselines"),
 ])
 def test_bad_options(folder, tmp_path, capsys, words, match):
     code, _ = evaluate(folder, tmp_path, "--seeds", "43", *words)
@@ -300,3 +300,9 @@ def test_files_that_do_not_fit_their_truth(folder, tmp_path, capsys):
     write_tensors(path, tensors | {"predictions": tensors["predictions"][:, :3]}, facts)
     with pytest.raises(BadInput, match="predictions"):
         score_folder(tmp_path / "p", tmp_path / "t")
+
+
+@pytest.mark.parametrize("words", [["--label", "x"], ["--truth", "t"], ["--context", "3"]])
+def test_options_of_this_protocol_are_of_no_other(folder, capsys, words):
+    assert main(["evaluate", str(folder / "run"), *words]) == 2
+    assert words[0] in capsys.readouterr().err
