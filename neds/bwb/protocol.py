@@ -145,6 +145,7 @@ def _fitted(
     config, knobs = info.config, msgspec.structs.replace(settings.knobs, seed=seed)
     if suite == "ts2":
         config = msgspec.structs.replace(config, masking=SPIKES)
+        knobs = msgspec.structs.replace(knobs, spike_weight=max(1.0, knobs.spike_weight))
     if suite == "ts3":
         knobs = msgspec.structs.replace(knobs, freeze=1.0)
     result = fit_to(model, config, [recording], knobs, device=settings.device)
