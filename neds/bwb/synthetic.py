@@ -49,7 +49,7 @@ def write_synthetic(
     recording that is too short for its parts.
     """
     made = animal.simulate(seconds, seed)
-    name = _id(f"{animal.seed}/{seed}")
+    name = recording_id(animal, seed)
     trials = _trials(made)
     spans = np.stack([trials["span_start"], trials["span_end"]], 1)[trials["is_valid"]]
     domain = np.array([[0.0, made.n_steps * made.step_s]])
@@ -81,6 +81,11 @@ def write_synthetic(
         if parts:
             _normalise(file, trials, parts["ts1_train"], traces, made.timestamps)
     return name
+
+
+def recording_id(animal: SyntheticAnimal, seed: int) -> str:
+    """The id of session `seed` of an animal, always the same."""
+    return _id(f"{animal.seed}/{seed}")
 
 
 def _id(what: str) -> str:

@@ -14,6 +14,7 @@ from neds.bwb.splits import causal_split, chunked_split, held_out_units, interse
 from neds.bwb.synthetic import write_synthetic
 from neds.bwb.tasks import COSMOS, SEEDS, TASKS, TUNING_SEED, task_of, tasks_of
 from neds.bwb.windows import counts_before, spike_truth, truth_of
+from neds.cli import main
 from neds.metrics.benchmark import (
     label_scores,
     poisson_d2,
@@ -196,6 +197,32 @@ def test_windows_of_spikes_cover_each_trial(source):
     ahead = spike_truth(source, task_of("forecasting"), "test")
     assert ahead.targets.shape == (len(asked.start), 5, 16)
     np.testing.assert_array_equal(ahead.targets[:, :, asked.units], asked.targets[:, -5:])
+
+
+def test_windows_start_at_the_very_bits_of_torch(source):
+    torch = pytest.importorskip("torch")
+    asked = spike_truth(source, task_of("forecasting"), "test")
+    spans = intersect(source.trials, source.part("ts2", "test"))
+    for i, (start, stop) in enumerate(spans):
+        own = asked.start[asked.interval == i]
+        expected = [t.item() for t in torch.arange(start, stop, 0.02, dtype=torch.float64)
+                    if t + 1.0 <= stop]
+        np.testing.assert_array_equal(own[: len(expected)], expected)
+        assert len(own) - len(expected) in (0, 1)
+
+
+def test_synth_writes_the_schema(tmp_path, capsys):
+    assert main(["synth", "--schema", "bwb-eval", "--seconds", "1300", "--units", "4",
+                 "--out", str(tmp_path)]) == 0
+    (path,) = tmp_path.glob("*.h5")
+    source = read_source(path)
+    assert path.stem == source.recording
+    assert len(source.part("ts2", "val")) == 1  # chunks of five minutes
+    gap = source.part("ts1", "test")[0, 0] - source.part("ts1", "val")[0, 1]
+    assert gap >= 20
+    assert main(["synth", "--schema", "bwb-eval", "--seconds", "30", "--units", "4",
+                 "--out", str(tmp_path / "short")]) == 2
+    assert "longer recording" in capsys.readouterr().err
 
 
 def test_multi_unit_means():
