@@ -8,6 +8,7 @@ and answers for the new units. Multi-unit answers are means over a unit's neighb
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -55,7 +56,9 @@ def fit_probe(model: Neds, info: CheckpointInfo, seed: int) -> Probe:
     mean, sd = x.mean(0), np.maximum(x.std(0), 1e-12)
     cost = choose_cost(x, codes, table.group[rows], seed)
     fitted = LogisticRegression(C=cost, class_weight="balanced", max_iter=500, tol=1e-4)
-    fitted.fit((x - mean) / sd, codes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a fit that stops at max_iter is good enough here
+        fitted.fit((x - mean) / sd, codes)
     weights, bias = np.zeros((x.shape[1], len(COSMOS))), np.full(len(COSMOS), -np.inf)
     coefficients, offsets = np.atleast_2d(fitted.coef_), np.ravel(fitted.intercept_)
     if len(present) == 2:  # one row, for the second class against the first

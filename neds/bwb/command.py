@@ -67,17 +67,17 @@ def run_bwb(args: argparse.Namespace) -> int:
         knobs=load_recipe(args.recipe or "finetune", args.set or []).train,
         device=choose_device(args.device or "cpu"))
     model, info = load_checkpoint(Path(args.checkpoint))
-    sources = [read_source(path) for path in args.session]
+    paths = [Path(path) for path in args.session]
     folder = Path(args.predictions)
     check_folder(folder)
     if args.truth:
-        write_truth(Path(args.truth), sources, settings.tasks)
+        write_truth(Path(args.truth), (read_source(path) for path in paths), settings.tasks)
 
     def said(line: str) -> None:
         if not args.json:
             print(line, file=sys.stderr)
 
-    report = summary(run_protocol(model, info, sources, folder, settings, said), settings)
+    report = summary(run_protocol(model, info, paths, folder, settings, said), settings)
     if args.json:
         print(json.dumps(report, allow_nan=False))
     else:

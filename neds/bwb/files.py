@@ -14,7 +14,7 @@ Ids are text in a uint8 matrix, a row each, filled up with zeros.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,28 +90,29 @@ def decode_ids(matrix: NDArray[np.uint8]) -> list[str]:
     return [bytes(row).rstrip(b"\0").decode("ascii") for row in matrix]
 
 
-def write_truth(folder: Path, sources: Sequence[Source], tasks: Sequence[Task]) -> list[Path]:
+def write_truth(folder: Path, sources: Iterable[Source], tasks: Sequence[Task]) -> list[Path]:
     """Write the truth of the test parts of recordings; returns the files.
 
     What a recording cannot be asked is left out; TS3 is one file over all recordings.
     """
     paths = []
-    for task in tasks:
-        if task.suite == "ts3":
-            chosen = [(s.id[rows], codes) for s in sources for rows, codes in [labelled_units(s)]
-                      if len(rows)]
-            if chosen:
-                paths.append(truth_path(folder, task, ""))
-                write_tensors(paths[-1], {
-                    "entity_ids": encode_ids(np.concatenate([ids for ids, _ in chosen])),
-                    "targets": np.concatenate([codes for _, codes in chosen]),
-                }, {"task": task.id, "label_names": ",".join(COSMOS)})
-            continue
-        for source in sources:
-            if not source.lacks(task):
+    ids: list[str] = []
+    codes = [np.zeros(0, np.int64)]
+    for source in sources:
+        for task in tasks:
+            if task.suite != "ts3" and not source.lacks(task):
                 paths.append(truth_path(folder, task, source.recording))
                 write_tensors(paths[-1], truth_tensors(source, task),
                               {"task": task.id, "recording_id": source.recording})
+        rows, own = labelled_units(source)
+        ids += source.id[rows].tolist()
+        codes.append(own)
+    for task in tasks:
+        if task.suite == "ts3" and ids:
+            paths.append(truth_path(folder, task, ""))
+            write_tensors(paths[-1], {"entity_ids": encode_ids(ids),
+                                      "targets": np.concatenate(codes)},
+                          {"task": task.id, "label_names": ",".join(COSMOS)})
     return paths
 
 

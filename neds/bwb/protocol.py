@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 
 from neds.adapt import fit_to
-from neds.bwb.anatomy import fit_probe, pooled
+from neds.bwb.anatomy import Probe, fit_probe, pooled
 from neds.bwb.files import (
     Tensors,
     about,
@@ -30,7 +30,7 @@ from neds.bwb.files import (
 from neds.bwb.predict import Decoder, input_bins, predict_behaviour, predict_spikes
 from neds.bwb.score import score
 from neds.bwb.sessions import protocol_recording
-from neds.bwb.source import SUITE_BUILD, Source
+from neds.bwb.source import SUITE_BUILD, Source, read_source
 from neds.bwb.tasks import BIN_S, COSMOS, SEEDS, TUNING_SEED, VERSION, Task
 from neds.checkpoint import CheckpointInfo
 from neds.config import MaskingConfig, TrainConfig
@@ -77,33 +77,40 @@ class Outcome:
 
 
 def run_protocol(
-    model: Neds, info: CheckpointInfo, sources: Sequence[Source], folder: Path,
+    model: Neds, info: CheckpointInfo, paths: Sequence[Path], folder: Path,
     settings: Settings, said: Callable[[str], None] = lambda line: None,
 ) -> Outcome:
-    """Fit, predict, write under `folder`, score. `said` is told of each recording and seed.
+    """Fit, predict, write under `folder`, score; one recording at a time is held in memory.
 
-    Raises `BadInput` for recordings of animals that the checkpoint knows, and other bins.
+    `said` is told of each recording and seed. Raises `BadInput` for recordings of animals that the
+    checkpoint knows, and other bins.
     """
-    check_unseen(info, sources)
+    heads = [read_source(path, spikes=False) for path in paths]
+    check_unseen(info, heads)
     input_bins(info.config.model, settings.context_s)
     if abs(info.config.data.bin_size_s - BIN_S) > 1e-9:
         raise BadInput("checkpoint", "data.bin_size_s", info.config.data.bin_size_s,
                        f"{BIN_S}, the benchmark's bins")
-    outcome = Outcome(notes=remarks(settings, sources))
-    for seed in settings.seeds:
-        for source in sources:
+    outcome = Outcome(notes=remarks(settings, heads))
+    anatomy = Anatomy.of(model, info, settings, outcome)
+    for path in paths:
+        source = read_source(path)
+        able = []
+        for task in settings.tasks:
+            reason = source.lacks(task)
+            if reason:
+                outcome.skip(f"{task.id}: {source.recording}: {reason}")
+            else:
+                able.append(task)
+        for seed in settings.seeds:
             said(f"{source.recording}, seed {seed}")
             for suite, run in (("ts1", _behaviour), ("ts2", _spikes)):
-                tasks = [t for t in settings.tasks if t.suite == suite]
-                able = [t for t in tasks if not source.lacks(t)]
-                for task in tasks:
-                    if task not in able:
-                        outcome.skip(f"{task.id}: {source.recording}: {source.lacks(task)}")
-                if able:
-                    run(model, info, source, able, folder, settings, seed, outcome)
-        for task in settings.tasks:
-            if task.suite == "ts3":
-                _regions(model, info, sources, task, folder, settings, seed, outcome)
+                tasks = [t for t in able if t.suite == suite]
+                if tasks:
+                    run(model, info, source, tasks, folder, settings, seed, outcome)
+            if seed in anatomy.probes:
+                anatomy.add(model, info, source, settings, seed, outcome)
+    anatomy.write(heads, folder, settings, outcome)
     return outcome
 
 
@@ -198,35 +205,62 @@ def _add(
                           "recording": recording, "file": str(path), "scores": scores})
 
 
-def _regions(
-    model: Neds, info: CheckpointInfo, sources: Sequence[Source], task: Task, folder: Path,
-    settings: Settings, seed: int, outcome: Outcome,
-) -> None:
-    """Single-unit and multi-unit predictions of all recordings' units, each a label of its own."""
-    try:
-        probe = fit_probe(model, info, seed)
-    except BadInput as error:
-        outcome.skip(f"{task.id}: {error}")
-        return
-    ids, single, multi, codes = [], [], [], []
-    for source in sources:
-        rows, own = labelled_units(source)
+@dataclass(eq=False)
+class Anatomy:
+    """TS3 over recordings: a probe a seed, and what it says of their units."""
+
+    task: Task | None
+    probes: dict[int, Probe] = field(default_factory=dict)
+    ids: dict[int, list[str]] = field(default_factory=dict)
+    found: dict[int, list[tuple[Any, Any, Any]]] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, model: Neds, info: CheckpointInfo, settings: Settings, outcome: Outcome
+    ) -> Anatomy:
+        """Fit the probes, where the task is asked for and the checkpoint's units have regions."""
+        task = next((t for t in settings.tasks if t.suite == "ts3"), None)
+        if task is None:
+            return cls(None)
+        try:
+            return cls(task, {seed: fit_probe(model, info, seed) for seed in settings.seeds})
+        except BadInput as error:
+            outcome.skip(f"{task.id}: {error}")
+            return cls(task)
+
+    def add(
+        self, model: Neds, info: CheckpointInfo, source: Source, settings: Settings, seed: int,
+        outcome: Outcome,
+    ) -> None:
+        """Fit a recording's maps, and ask the probe of its units."""
+        rows, codes = labelled_units(source)
         if not len(rows):
-            outcome.skip(f"{task.id}: {source.recording}: no unit in a Cosmos region")
-            continue
+            assert self.task is not None
+            outcome.skip(f"{self.task.id}: {source.recording}: no unit in a Cosmos region")
+            return
         decoder = _fitted(model, info, source, settings, seed, "ts3")
-        proba = probe.probabilities(unit_embeddings(decoder.model, decoder.state)[rows])
-        ids += source.id[rows].tolist()
-        single.append(proba)
-        multi.append(pooled(proba, source.depth_um[rows], source.probe[rows]))
-        codes.append(own)
-    for scope, parts in (("single", single), ("multi", multi)) if ids else ():
-        label = f"{settings.label}_linear_{scope}"
-        path = prediction_path(folder, label, task, "", seed)
-        tensors: Tensors = {"pred_proba": np.concatenate(parts), "entity_ids": encode_ids(ids)}
-        write_tensors(path, tensors, about(sources[0], task, label, seed))
-        truth: Tensors = {"targets": np.concatenate(codes), "entity_ids": tensors["entity_ids"]}
-        _add(outcome, task, path, label, seed, "", score(task, tensors, truth, path))
+        single = self.probes[seed].probabilities(
+            unit_embeddings(decoder.model, decoder.state)[rows])
+        multi = pooled(single, source.depth_um[rows], source.probe[rows])
+        self.ids.setdefault(seed, []).extend(source.id[rows].tolist())
+        self.found.setdefault(seed, []).append((single, multi, codes))
+
+    def write(
+        self, heads: Sequence[Source], folder: Path, settings: Settings, outcome: Outcome
+    ) -> None:
+        """Write and score single-unit and multi-unit predictions, each under a label of its own."""
+        task = self.task
+        for seed, parts in self.found.items() if task else ():
+            assert task is not None
+            ids = encode_ids(self.ids[seed])
+            single, multi, codes = (np.concatenate(p) for p in zip(*parts, strict=True))
+            for scope, proba in (("single", single), ("multi", multi)):
+                label = f"{settings.label}_linear_{scope}"
+                path = prediction_path(folder, label, task, "", seed)
+                tensors: Tensors = {"pred_proba": proba, "entity_ids": ids}
+                write_tensors(path, tensors, about(heads[0], task, label, seed))
+                truth: Tensors = {"targets": codes, "entity_ids": ids}
+                _add(outcome, task, path, label, seed, "", score(task, tensors, truth, path))
 
 
 def summary(outcome: Outcome, settings: Settings) -> dict[str, Any]:

@@ -99,20 +99,24 @@ class Source:
         return ""
 
 
-def read_source(path: str | Path) -> Source:
-    """Read one file. Raises `BadInput` for one that is none of the benchmark's."""
+def read_source(path: str | Path, spikes: bool = True) -> Source:
+    """Read one file, without `spikes` all but these (which are most of it).
+
+    Raises `BadInput` for a file that is none of the benchmark's.
+    """
     where = Path(path)
     try:
         with h5py.File(where, "r") as file:
-            return _read(file, where)
+            return _read(file, where, spikes)
     except (OSError, KeyError, RuntimeError, ValueError, TypeError, IndexError) as error:
         raise BadInput(where, "content", error, "a BrainWideBench recording (HDF5)") from error
 
 
-def _read(file: Any, where: Path) -> Source:
+def _read(file: Any, where: Path, spikes: bool) -> Source:
     units = file["units"]
     ids = texts(units["id"][()])
-    times, unit = file["spikes/timestamps"][()], file["spikes/unit_index"][()]
+    these: Any = () if spikes else slice(0)
+    times, unit = file["spikes/timestamps"][these], file["spikes/unit_index"][these]
     if len(times) != len(unit) or (len(unit) and not 0 <= unit.min() <= unit.max() < len(ids)):
         raise BadInput(where, "spikes.unit_index", f"{len(unit)} of {len(times)} spikes",
                        f"one below {len(ids)} for each spike")

@@ -134,14 +134,13 @@ def counts_before(
     chosen = np.arange(source.n_units) if units is None else units
     place = np.full(source.n_units, -1)
     place[chosen] = np.arange(len(chosen))
-    times, unit = source.times, place[source.unit]
-    times, unit = times[unit >= 0], unit[unit >= 0]
     result = np.zeros((len(stops), bins, len(chosen)), np.uint8)
     starts = stops - bins * BIN_S
-    edges = np.searchsorted(times, np.stack([starts, stops], 1))
+    edges = np.searchsorted(source.times, np.stack([starts, stops], 1))
     for row, (first, last) in enumerate(edges):
-        at = np.floor((times[first:last] - starts[row]) / BIN_S).astype(np.int64)
-        flat = np.clip(at, 0, bins - 1) * len(chosen) + unit[first:last]
+        at = np.floor((source.times[first:last] - starts[row]) / BIN_S).astype(np.int64)
+        unit = place[source.unit[first:last]]
+        flat = (np.clip(at, 0, bins - 1) * len(chosen) + unit)[unit >= 0]
         counted = np.bincount(flat, minlength=bins * len(chosen))
         result[row] = np.minimum(counted, 255).reshape(bins, len(chosen))
     return result
