@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from neds.data.session import Behaviour, Session
 from neds.dataset import Recording
 from neds.metrics import Estimate
 from neds.report import Json, SessionReport, means
@@ -84,6 +85,41 @@ def write_predictions(
             os.replace(staged, path)
     except OSError as error:
         raise BadInput(path, "predictions", error.strerror, "a file that can be written") from error
+
+
+def write_nwb_decodes(
+    path: Path, session: Session, recording: Recording, part: str, predictions: Predictions,
+    model: str,
+) -> None:
+    """Add a part's decodes to an NWB file's module `decoding`, at the ends of bins.
+
+    A file that is not there is made of the session first. Continuous behaviours and angles under
+    their names, categorical ones as codes with NAME_probability beside them. Raises `BadInput` when
+    pynwb is missing, or the file has decodes of these names.
+    """
+    from neds.data.nwb_write import write_decodes, write_nwb
+
+    ends = (recording.bin[recording.rows(part)] + 1.0) * np.float64(recording.bin_size_s)
+    decodes: dict[str, Behaviour] = {}
+    for b, (_, predicted) in zip(recording.state.behaviours, predictions.pairs, strict=True):
+        values, classes = predicted, tuple(b.classes)
+        if b.kind == "circular":
+            values = np.arctan2(predicted[:, 1::2], predicted[:, 0::2])
+        if b.kind == "categorical":
+            values = predicted.argmax(1)[:, None]
+            decodes[f"{b.name}_probability"] = Behaviour(
+                kind="continuous", timestamps=ends, values=predicted, unit="probability")
+        decodes[b.name] = Behaviour(kind=b.kind, timestamps=ends, values=values, unit=b.unit,
+                                    classes=classes)
+    new = not path.exists()
+    if new:
+        write_nwb(session, path)
+    try:
+        write_decodes(path, path, decodes, f"neds evaluate, {part} part, model {model}")
+    except BaseException:
+        if new:
+            path.unlink(missing_ok=True)
+        raise
 
 
 def print_table(reports: Sequence[SessionReport], part: str) -> None:

@@ -52,13 +52,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0, help="of the bootstrap and of co-smoothing (%(default)s)")
     add("--predictions", default=None, metavar="OUT.npz",
         help="write bin, truth and prediction of every behaviour of one session")
+    add("--nwb", default=None, metavar="FILE.nwb",
+        help="add the decodes of one session to this NWB file, made of the session if it is new")
     add("--plot", default=None, metavar="OUT.png",
         help="write the decoded traces of one session here as well (.png, .svg, .pdf)")
     add("--json", action="store_true", help="print one JSON object as last line")
+    add("--protocol", choices=("neds", "bwb"), default="neds",
+        help="what is evaluated and how (default %(default)s: the tasks above)")
+    from neds.bwb.command import add_bwb_arguments
+
+    add_bwb_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Evaluate session by session; after each, the report so far is on disk."""
+    from neds.bwb.command import refuse_others, run_bwb
+
+    refuse_others(args)
+    if args.protocol == "bwb":
+        return run_bwb(args)
     import json
     import time
 
@@ -149,7 +161,7 @@ def evaluate_session(
     from neds.data.store import read_session
     from neds.dataset import match
     from neds.report import SessionReport
-    from neds.report_output import write_predictions
+    from neds.report_output import write_nwb_decodes, write_predictions
     from neds.scoring import context, predict, score_all
 
     started = time.monotonic()
@@ -162,6 +174,9 @@ def evaluate_session(
     scores, regions = score_all(at, predictions)
     if args.predictions:
         write_predictions(Path(args.predictions), recording, settings.part, predictions)
+    if args.nwb:
+        write_nwb_decodes(Path(args.nwb), session, recording, settings.part, predictions,
+                          f"{args.checkpoint}, step {info.step}")
     result = SessionReport.of(at, scores, regions)
     result.seconds = time.monotonic() - started
     return result, at, predictions
@@ -197,10 +212,11 @@ def session_path(provenance: dict[str, Any], given: str | None, session_id: str 
 def _check_single(args: argparse.Namespace, paths: list[Path]) -> None:
     from neds_rt.errors import BadInput
 
-    for option in ("session_id", "predictions", "plot"):
+    for option in ("session_id", "predictions", "nwb", "plot"):
         if getattr(args, option) and len(paths) > 1:
             raise BadInput(f"--{option.replace('_', '-')}", "sessions", len(paths), "one session")
-    if (args.predictions or args.plot) and args.tasks != "all" and "decoding" not in args.tasks:
+    traces = args.predictions or args.plot or args.nwb
+    if traces and args.tasks != "all" and "decoding" not in args.tasks:
         raise BadInput("--tasks", "names", args.tasks, "decoding among them for decoded traces")
 
 

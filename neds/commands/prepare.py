@@ -10,6 +10,8 @@ session is there already, from the same content and options, is not read again.
     neds prepare --reader ibl --eids eids.txt --out sessions --jobs 4
     neds prepare --reader phy sorted/ --out sessions --set keep=group=good
 
+    neds prepare --reader bwb brain-wide-bench/pretrain/*.h5 --out sessions
+
 Options of a reader (--set, or one TOML file), of all but arrays: fs, keep, keep_silent, session,
 subject; and of
     nwb, brainsets  behaviour.NAME=SERIES[:KIND[:UNIT]], or trials.COLUMN for a label of its trial
@@ -39,6 +41,7 @@ READERS = {
     "arrays": "neds.data.presets:arrays_reader",
     "nwb": "neds.data.nwb:nwb_reader",
     "brainsets": "neds.data.brainsets:brainset_reader",
+    "bwb": "neds.bwb.sessions:bwb_reader",
     "ibl": "neds.data.ibl:ibl_reader",
     "sorting": "neds.data.sorting:sorting_reader",
     "phy": "neds.data.phy:phy_reader",

@@ -25,6 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--probes", type=int, default=1, help="per animal (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of the first (default %(default)s)")
     parser.add_argument("--out", type=Path, required=True, help="folder for the session files")
+    parser.add_argument("--schema", choices=("neds", "bwb-pretrain", "bwb-eval"), default="neds",
+                        help="of the files (%(default)s), or recordings of BrainWideBench, to "
+                        "pretrain on or with its parts and held-out units")
     parser.add_argument("--json", action="store_true", help="print one JSON object as last line")
 
 
@@ -43,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
                        "at least 1 and at least 0")
     if not STEP_S <= args.seconds < 1e6:
         raise BadInput("neds synth", "--seconds", args.seconds, f"{STEP_S} to 1e6")
+    if args.schema != "neds":
+        return _benchmark(args)
     rows = []
     seeds = range(args.seed, args.seed + args.animals)
     for seed in tqdm(seeds, desc="synth", unit="animal", file=sys.stderr, disable=None):
@@ -59,6 +64,24 @@ def run(args: argparse.Namespace) -> int:
     for row in rows:
         print(f"{row['path']}: {row['units']} units, {row['seconds']:.1f} s, "
               f"ceiling {row['ceiling_bits_per_spike']:.3f} bits per spike")
+    if args.json:
+        print(json.dumps({"sessions": rows}))
+    return 0
+
+
+def _benchmark(args: argparse.Namespace) -> int:
+    """Write OUT/RECORDING.h5 for each animal, as the benchmark's recordings lie in a folder."""
+    from neds.bwb.synthetic import recording_id, write_synthetic
+    from neds_rt.synthetic import SyntheticAnimal
+
+    rows = []
+    for seed in range(args.seed, args.seed + args.animals):
+        animal = SyntheticAnimal(seed, args.units, n_probes=args.probes)
+        path = args.out / f"{recording_id(animal, 0)}.h5"
+        write_synthetic(animal, args.seconds, path, regime=args.schema.removeprefix("bwb-"))
+        rows.append({"session": path.stem, "path": str(path), "units": args.units,
+                     "seconds": args.seconds})
+        print(f"{path}: {args.units} units, {args.seconds:.1f} s, {args.schema}")
     if args.json:
         print(json.dumps({"sessions": rows}))
     return 0

@@ -178,46 +178,58 @@ def write_brainset(session: Session, path: str | Path) -> None:
             file.create_group(group).attrs.update(
                 {"object": "Data", "absolute_start": 0.0, "id": name})
         start, end = session.intervals.T
-        _group(file, "domain", "Interval", {"start": start, "end": end})
+        write_group(file, "domain", "Interval", {"start": start, "end": end})
         units = {name: getattr(session.units, name) for name in UNIT_COLUMNS}
         ids = [f"{probe}_{cluster}" for probe, cluster in
                zip(units["probe"], units["cluster"], strict=True)]
-        _group(file, "units", "ArrayDict", {"id": np.array(ids, np.str_), **units})
+        write_group(file, "units", "ArrayDict", {"id": np.array(ids, np.str_), **units})
         _spikes(file, session)
         for key, b in session.behaviours.items():
-            _irregular(file, key, {"timestamps": b.timestamps, "values": b.values},
+            write_series(file, key, {"timestamps": b.timestamps, "values": b.values},
                        session.intervals, kind=b.kind, unit=b.unit,
                        classes=json.dumps(list(b.classes)))
         if session.trials:
             rows = len(next(iter(session.trials.values())))
             times = {"start": np.full(rows, np.nan), "end": np.full(rows, np.nan)}
-            _group(file, "trials", "Interval", times | dict(session.trials))
+            write_group(file, "trials", "Interval", times | dict(session.trials))
 
 
 def _spikes(file: Any, session: Session) -> None:
     spikes = session.spikes
     if isinstance(spikes, Counts):
-        _irregular(file, COUNTS, {"timestamps": spikes.bin * spikes.bin_size_s, "bin": spikes.bin,
+        write_series(file, COUNTS, {"timestamps": spikes.bin * spikes.bin_size_s, "bin": spikes.bin,
                                   "counts": spikes.counts},
                    session.intervals, bin_size_s=spikes.bin_size_s)
         return
     assert isinstance(spikes, Spikes)
-    _irregular(file, "spikes", {"timestamps": spikes.sample / spikes.fs,
+    write_series(file, "spikes", {"timestamps": spikes.sample / spikes.fs,
                                 "unit_index": spikes.unit_index.astype(np.int64)},
                session.intervals, fs=spikes.fs)
 
 
-def _irregular(
+def write_series(
     file: Any, name: str, columns: Columns, domain: NDArray[np.float64], **own: Any
 ) -> None:
-    group = _group(file, name, "IrregularTimeSeries", columns, **own)
+    """Write an IrregularTimeSeries: columns (n, ...) with their `timestamps`, domain (m, 2) s."""
+    group = write_group(file, name, "IrregularTimeSeries", columns, **own)
     seconds = np.arange(domain[0, 0], domain[-1, 1] + 1.0, 1.0)
     group.create_dataset("timestamp_indices_1s",
                          data=np.searchsorted(columns["timestamps"], seconds))
-    _group(group, "domain", "Interval", {"start": domain[:, 0], "end": domain[:, 1]})
+    write_group(group, "domain", "Interval", {"start": domain[:, 0], "end": domain[:, 1]})
 
 
-def _group(parent: Any, name: str, like: str, columns: Columns, **own: Any) -> Any:
+def write_regular(file: Any, name: str, columns: Columns, start_s: float, rate_hz: float) -> None:
+    """Write a RegularTimeSeries: columns (n, ...), the first row at `start_s`."""
+    rows = len(next(iter(columns.values())))
+    group = file.create_group(name)
+    for key, column in columns.items():
+        group.create_dataset(key, data=column)
+    group.attrs.update({"object": "RegularTimeSeries", "sampling_rate": rate_hz})
+    write_group(group, "domain", "Interval",
+                {"start": np.array([start_s]), "end": np.array([start_s + (rows - 1) / rate_hz])})
+
+
+def write_group(parent: Any, name: str, like: str, columns: Columns, **own: Any) -> Any:
     """Write one object as temporaldata does: text as ASCII bytes, times and text listed."""
     group = parent.create_group(name)
     unicode = [key for key, column in columns.items() if column.dtype.kind == "U"]
