@@ -34,6 +34,7 @@ PAGES = {
     "reference/training.md": ("Training and export", "neds/README.md", ("*",)),
     "reference/benchmarks.md": ("Benchmarks", "bench/README.md", ("*",)),
     "reference/results.md": ("Results, and how it works", "README.md", ("*",)),
+    "reference/results-in-full.md": ("Results in full", "bench/RESULTS.md", ("*",)),
     "reference/changelog.md": ("Changelog", "CHANGELOG.md", ("*",)),
     "contributing.md": ("Contributing", "CONTRIBUTING.md", ("*",)),
 }

@@ -4,7 +4,7 @@
 
 What stands between `<!-- KIND: ... -->` and `<!-- end: KIND -->` is replaced, and the first comment
 then names the files and their commits. A kind without results stays as it is. The place may be on
-any of the pages, which are README.md and bench/README.md.
+any of the pages, which are README.md, bench/README.md and bench/RESULTS.md.
 
     within, encoding, forms, masking, streaming   within-SET*.json, encoding-, forms-, masking-,
                                                   streaming-: rows of all of them are pooled, and a
@@ -13,6 +13,7 @@ any of the pages, which are README.md and bench/README.md.
     new-session, discrete                         new-session-*.json, steinmetz-*.json
     tried, gpu, latency, throughput, memory       tried-*.json, gpu-*.json, latency*.json and so on
     compare, sizes, plans, parity, floor          compare*.json, sizes*.json and so on
+    faults, swap, probes, sources                 faults*.json and so on
 
 SET is the data set's name up to the next dash; several sets have a table each. Without results of
 `within`, its place shows accuracy-*.json, sessions trained alone. Pictures go below their tables:
@@ -34,7 +35,7 @@ if str(ROOT) not in sys.path:  # run as a program, its neighbours are not on the
 
 from bench.protocols import PROTOCOLS  # noqa: E402
 from neds_rt.errors import BadInput  # noqa: E402
-from tools.tables import accuracy, compared, engines, precisions, speed  # noqa: E402
+from tools.tables import accuracy, compared, engines, precisions, speed, trust  # noqa: E402
 from tools.tables.page import Result, origin, read_result, replace_block  # noqa: E402
 from tools.tables.rows import Score, pool  # noqa: E402
 
@@ -58,11 +59,15 @@ OTHERS: dict[str, tuple[str, Callable[[Sequence[Result]], str]]] = {
     "parity": ("parity*.json", precisions.parity_table),
     "floor": ("floor*.json", precisions.floor_table),
     "gpu": ("gpu-*.json", speed.gpu_table),
+    "faults": ("faults*.json", trust.faults_table),
+    "swap": ("swap*.json", trust.swap_table),
+    "probes": ("probes*.json", trust.probes_table),
+    "sources": ("sources*.json", trust.sources_table),
     "throughput": ("throughput*.json", speed.throughput_table),
     "memory": ("memory*.json", speed.memory_table),
 }
 KINDS = (*SCORES, *OTHERS)
-PAGES = (ROOT / "README.md", ROOT / "bench" / "README.md")
+PAGES = (ROOT / "README.md", ROOT / "bench" / "README.md", ROOT / "bench" / "RESULTS.md")
 # What tools/make_pictures.py draws of a kind and a data set is shown below the table.
 PICTURES = {"alone": ("accuracy", "Velocity R² by session and model, a dot a seed"),
             "within": ("single-multi", "Every session: trained on all against trained on it alone"),
@@ -94,6 +99,8 @@ def rewrite(pages: Sequence[Path], folder: Path) -> None:
         raise BadInput(folder, "results", "none", "files such as within-*.json or latency*.json")
     for kind, (block, results) in found.items():
         page = page_of(kind, texts)
+        if page.parent.name == "bench":  # where pictures are nearer
+            block = block.replace("](bench/results/", "](results/")
         texts[page] = replace_block(texts[page], kind, origin(results), block, page)
     for page, text in texts.items():
         staged = page.with_name(f".{page.name}.part")

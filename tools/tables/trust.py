@@ -1,0 +1,80 @@
+"""Tables of what a rig may count on: faults, swaps, probes, acquisition programs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tools.tables.page import NONE, Result, markdown
+
+
+def three(values: Mapping[str, float] | None, digits: int = 0) -> str:
+    """Median, p99 and p99.9 (or the maximum) of a spread."""
+    if not values:
+        return NONE
+    last = values.get("p999", values.get("max", 0.0))
+    return " / ".join(f"{v:.{digits}f}" for v in (values["p50"], values["p99"], last))
+
+
+def faults_table(results: Sequence[Result]) -> str:
+    """A row for each fault, newest result last."""
+    head = ["fault", "runs", "wrong and valid", "lost, untold", "first invalid decode after, ms",
+            "valid again after, ms", "reasons told"]
+    rows = [head]
+    told = ""
+    for result in results:
+        for row in result["faults"]:
+            rows.append([
+                row["fault"], str(row["runs"]),
+                f"{row['wrong_and_valid']} of {row['valid_checked']}", str(row["unreported_lost"]),
+                three(row["to_invalid_ms"], 1) if row["alarm_expected"] else "no alarm is due",
+                three(row["to_recover_ms"]) if row["alarm_expected"] else NONE,
+                ", ".join(row["reasons"]),
+            ])
+        floor = max(row["floor_ms"] for row in result["faults"])
+        told = (f"Times as p50 / p99 / max. While all is well a frame takes at most {floor:.1f} ms to "
+                "its decode at p99 (the largest of all rows); the aim is that and 25 ms.\n\n")
+    return told + markdown(rows)
+
+
+def swap_table(results: Sequence[Result]) -> str:
+    """Swaps and fail-overs."""
+    head = ["while decoding", "changes", "decodes", "missed", "of the wrong model", "largest error",
+            "later than a bin, around the change", "elsewhere"]
+    rows = [head]
+    for result in results:
+        for name, words in (("swaps", "models swapped"), ("failovers", "engines killed")):
+            part: Any = result.get(name)
+            if part:
+                changes = part.get("asked", part.get("killed"))
+                rows.append([
+                    words, str(changes), str(part["decodes"]), str(part["missed"]),
+                    str(part["wrong_model"]), f"{part['largest_error']:.1e}",
+                    str(part["late"]["around the change"]), str(part["late"]["elsewhere"]),
+                ])
+    return markdown(rows)
+
+
+def probes_table(results: Sequence[Result]) -> str:
+    """What a further probe costs."""
+    head = ["probes", "units", "CPU, of a core", "a probe", "service, µs", "missed", "bins lost"]
+    rows = [head]
+    for result in results:
+        rows += [[str(row["probes"]), str(row["units"]), f"{row['cpu_of_a_core']:.3f}",
+                  f"{row['cpu_per_probe']:.3f}", three(row["service_us"]),
+                  str(row["decodes_missed"]), str(row["bins_lost"])] for row in result["rows"]]
+    return markdown(rows)
+
+
+def sources_table(results: Sequence[Result]) -> str:
+    """Every acquisition program's source against its twin."""
+    head = ["source", "messages lost", "spikes/s", "bins equal to offline", "missed", "gaps noticed",
+            "service, µs", "sample age, ms", "CPU, of a core"]
+    rows = [head]
+    for result in results:
+        rows += [[row["source"], f"{100 * row['loss']:g} %", str(row["spikes_per_second"]),
+                  f"{row['bins_equal_percent']:g} % of {row['bins'] - row['bins_lost']}",
+                  str(row["decodes_missed"]), f"{row['gaps_detected']} of {row['gaps_injected']}",
+                  three(row["service_us"]), three(row["sample_age_ms"]),
+                  f"{row['cpu_of_a_core']:.2f}"] for row in result["rows"]]
+    return markdown(rows)
