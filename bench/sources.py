@@ -63,6 +63,7 @@ TWINS = {
                       "oe-events://127.0.0.1:{port}", "", "Electrode {channel}", False),
     "oe-events-raw": Twin("tools.twins.oebroadcast", ("--format", "raw"),
                           "oe-events://127.0.0.1:{port}?rate=30000", "", "{channel}", False),
+    "trodes": Twin("tools.twins.trodes", (), "trodes://127.0.0.1:{port}", "", "{channel}", False),
 }
 
 

@@ -1,20 +1,23 @@
 """Templates of sorted units as the online matcher sees their spikes: through its own front end.
 
-Templates of an analyzer were mostly made from data filtered forwards and backwards, which no live
-decoder can do. So the mean waveforms are measured anew: raw samples around the sorted spikes go
-through the causal front end of `rt/src/front_end.hpp` and are averaged. Where there are no raw
-samples any more but the analyzer's templates are of unfiltered data, those go through it instead.
+Templates and noise levels of an analyzer were mostly made from data filtered forwards and backwards,
+which no live decoder can do. So they are measured anew, for the units and on the probe that the
+analyzer tells: raw samples around its spikes go through the causal front end of
+`rt/src/front_end.hpp` and are averaged.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from neds.data.parts import Spikes
+from neds.data.sorting import SortingOptions, from_sorting, load_folder
 from neds_rt import _core
 from neds_rt.errors import BadInput
 from neds_rt.match_model import depth_order
@@ -54,7 +57,7 @@ class Sorted:
 
 def measure_templates(
     raw: Raw, spikes: Sorted, *, highpass_hz: float = 300.0, reference: bool = True,
-    probe: str = "", most_s: float = MOST_S,
+    probe: str = "probe00", most_s: float = MOST_S,
 ) -> tuple[Templates, list[int]]:
     """Average the spikes of every unit; returns the templates, and the rows of `names` without.
 
@@ -101,7 +104,7 @@ class _Chunks:
             data = np.ascontiguousarray(self._raw.read(begin, end), np.int16)
             rows = np.empty(data.shape, np.float32)
             self._front.reset()
-            self._front.process(data, rows)
+            self._front.process(data.data, rows)
             lead = min(self._lead, len(rows))
             yield begin + lead, rows[lead:]
 
@@ -134,7 +137,8 @@ class _Chunks:
         for u, rows in self.snippets():
             total[u] += rows
             counts[u] += 1
-        return total / np.maximum(counts, 1)[:, None, None].astype(np.float32), counts
+        total /= np.maximum(counts, 1)[:, None, None].astype(np.float32)
+        return total, counts
 
     def amplitudes(self, kept: Ints, site: Ints, waveform: Floats, noise: Floats) -> Floats:
         """Mean and standard deviation (U, 2) of single spikes' sizes, less what noise adds."""
@@ -177,34 +181,49 @@ def _sparse(
     return site, waveform
 
 
-def filter_templates(
-    dense: NDArray[np.float64], fs: float, *, highpass_hz: float, before: int, sample: int
-) -> NDArray[np.float64]:
-    """Unfiltered mean waveforms (U, n, C) through the front end's high-pass: (U, before+after, C).
+def from_analyzer(
+    path: str | Path, *, recording: str | Path | None = None, probe: str = "probe00",
+    highpass_hz: float = 300.0, reference: bool = True,
+) -> tuple[Templates, list[tuple[int, int]]]:
+    """Templates of the units of a SpikeInterface sorting analyzer, and names of those without.
 
-    `sample` is the row of `dense` that the sorted sample is at. The filter starts at rest on the
-    first row, as if it had always been there; the formula is that of `rt/src/front_end.hpp`.
+    Units are named as `neds prepare --reader sorting` names them, and samples come from
+    `recording`, or from what the analyzer's recording was made of. Raises `BadInput`.
     """
-    k = np.tan(np.pi * highpass_hz / fs)
-    scale = 1 / (1 + np.sqrt(2) * k + k * k)
-    b0, a1, a2 = scale, 2 * (k * k - 1) * scale, (1 - np.sqrt(2) * k + k * k) * scale
-    s1, s2 = -b0 * dense[:, 0], b0 * dense[:, 0]
-    filtered = np.empty_like(dense)
-    for row in range(dense.shape[1]):
-        x = dense[:, row]
-        y = b0 * x + s1
-        s1, s2 = -2 * b0 * x - a1 * y + s2, b0 * x - a2 * y
-        filtered[:, row] = y
-    after = round(AFTER_MS * 1e-3 * fs)
-    shape = (len(dense), before + after, dense.shape[2])
-    fitted = np.zeros(shape)
-    low, high = max(0, sample - before), min(dense.shape[1], sample + after)
-    fitted[:, low - sample + before : high - sample + before] = filtered[:, low:high]
-    return fitted
+    options = SortingOptions(probe=probe)
+    analyzer = load_folder(Path(path))
+    if not hasattr(analyzer, "get_extension"):
+        raise BadInput(path, "kind", type(analyzer).__name__, "a sorting analyzer")
+    session = from_sorting(analyzer, options, name=Path(path).stem)
+    assert isinstance(session.spikes, Spikes)
+    names = np.c_[session.units.channel, session.units.cluster].astype(np.int64)
+    raw = raw_of(_source(analyzer, path, recording), str(recording or path))
+    there = np.asarray(analyzer.get_channel_locations())[:, :2]
+    if there.shape != raw.position[:, :2].shape or np.abs(there - raw.position[:, :2]).max() > 1:
+        raise BadInput(raw.name, "channels", f"{len(raw.position)} of another probe or order",
+                       f"the {len(there)} of the analyzer")
+    spikes = Sorted(session.spikes.sample, session.spikes.unit_index.astype(np.int64), names)
+    templates, missing = measure_templates(raw, spikes, highpass_hz=highpass_hz,
+                                           reference=reference, probe=probe)
+    return templates, [(int(c), int(k)) for c, k in names[missing]]
+
+
+def _source(analyzer: Any, path: str | Path, recording: str | Path | None) -> Any:
+    """The raw recording: the one given, or the first in the chain that the analyzer's ends."""
+    if recording is not None:
+        return load_folder(Path(recording))
+    if not analyzer.has_recording():
+        raise BadInput(path, "recording", "not there any more", "--recording FOLDER")
+    source = analyzer.recording
+    while (parent := source.get_parent()) is not None:
+        source = parent
+    return source
 
 
 def raw_of(recording: Any, name: str) -> Raw:
     """A SpikeInterface recording of int16 that nobody has filtered. Raises `BadInput`."""
+    if recording.is_filtered() and np.dtype(recording.get_dtype()) != np.int16:
+        raise BadInput(name, "recording", "filtered samples", "the raw ones: --recording FOLDER")
     if recording.get_num_segments() != 1:
         raise BadInput(name, "segments", recording.get_num_segments(), "one")
     if np.dtype(recording.get_dtype()) != np.int16:

@@ -149,14 +149,23 @@ class Clock:
         """Whether times can be told at all: from the first pair on."""
         return self._bucket is not None
 
+    @property
+    def newest_s(self) -> float:
+        """Nominal seconds of the newest pair since the count began; -inf before the first."""
+        return float(self._newest)
+
+    def restart(self) -> None:
+        """The count begins anew: forget the offset, keep the rate."""
+        self.restarts += 1
+        self.line.restart()
+        self._bucket, self._newest = None, -np.inf
+
     def pair(self, sample: int, host_s: float) -> bool:
         """Take a pair; True if the count went back by a second or more, so it began anew."""
         x = sample / self.fs
         restarted = x < self._newest - 1.0
         if restarted:
-            self.restarts += 1
-            self.line.restart()
-            self._bucket, self._newest = None, -np.inf
+            self.restart()
         self._newest = max(self._newest, x)
         bucket = x // self._bucket_s
         if bucket != self._bucket:
@@ -247,6 +256,33 @@ class Alignment:
         yours = partner.take(k)
         x, y = (yours, mine) if side is self.reference else (mine, yours)
         return self.line.add(x, y)
+
+    def side(self, reference: bool) -> Side:
+        """Return one of the two sides."""
+        return self.reference if reference else self.other
+
+    def restart(self, side: Side) -> None:
+        """A side counts from another zero: forget all offsets, keep what is known of rates."""
+        side.clock.restart()
+        side.n_edges = 0
+        self.line.restart()
+
+    def line_of_samples(self) -> tuple[int, float, float] | None:
+        """Return (sample of `other`, its place in `reference`, samples to a sample), or None.
+
+        None until enough evidence agrees that a wrong beginning would have been noticed.
+        """
+        clocks = self.reference.clock, self.other.clock
+        if self.line.settled:
+            rate = self.line.rate
+        elif clocks[0].line.settled and clocks[1].line.settled:
+            rate = clocks[1].line.rate / clocks[0].line.rate
+        else:
+            return None
+        sample = int(max(clocks[1].newest_s, 0.0) * clocks[1].fs)
+        x = sample / clocks[1].fs
+        y = self.line(x) if self.line.settled else self._by_pairs(x)
+        return sample, float(y) * clocks[0].fs, rate * clocks[0].fs / clocks[1].fs
 
     def to_reference(self, samples: Any) -> NDArray[np.int64]:
         """Return the sample numbers of `reference` at the moments of `samples` of `other`.

@@ -19,6 +19,7 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     out: str = "tcp://127.0.0.1:5580"  # where decodes are published
     engine: str = "native"
     units: str = ""  # unit map of foreign sources; empty: electrode and sorted id name the unit
+    align: Literal["auto", "on", "off"] = "auto"  # probes with clocks of their own
     keep_warm: Literal["auto", "on", "off"] = "auto"
     stale_after: float = 0.5  # seconds without a closed bin before decodes are marked stale
     open_bins: int = 512  # bins kept open per probe for early spikes and slow other probes

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from neds_rt.assemble import COUNTERS
 
 if TYPE_CHECKING:
+    from neds_rt.aligning import Aligner
     from neds_rt.sources import Source
 
 PERIOD_S = 0.25
@@ -45,10 +46,14 @@ logger = logging.getLogger("neds_rt.server")
 class Housekeeping:
     """Logs the first of every kind of trouble and tends the sources, while the server runs."""
 
-    def __init__(self, counters: NDArray[np.int64], sources: Sequence[Source] = ()) -> None:
+    def __init__(
+        self, counters: NDArray[np.int64], sources: Sequence[Source] = (),
+        aligner: Aligner | None = None,
+    ) -> None:
         self._counters = counters
         self._sources = sources
-        self._states = [""] * len(sources)
+        self._aligner = aligner
+        self._states: dict[str, str] = {}  # what was said last, by whom
         self._said: set[str] = set()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="housekeeping", daemon=True)
@@ -75,12 +80,16 @@ class Housekeeping:
         self._look()
 
     def _tend(self) -> None:
-        for i, source in enumerate(self._sources):
-            state = source.tend()
-            if state != self._states[i]:
-                self._states[i] = state
-                if state:
-                    logger.warning("%s: %s", source.name, state)
+        for source in self._sources:
+            self._log_state(source.name, source.tend())
+        if self._aligner is not None:
+            self._log_state("clocks", self._aligner.tend(self._sources))
+
+    def _log_state(self, name: str, state: str) -> None:
+        if state != self._states.get(name, ""):
+            self._states[name] = state
+            if state:
+                logger.warning("%s: %s", name, state)
 
     def _look(self) -> None:
         counters = dict(zip(COUNTERS, self._counters.tolist(), strict=True))

@@ -45,7 +45,7 @@ def matcher_model(tensors: dict[str, Floats], *, before: int, drift_um: float) -
     position = tensors["position"][order].astype(np.float64)
     correlation = tensors["correlation"][np.ix_(order, order)].astype(np.float64)
     by_depth = _by_depth(tensors, order, scale)
-    moves = STEP_UM * np.arange(-round(drift_um / STEP_UM), round(drift_um / STEP_UM) + 1)
+    moves: Doubles = STEP_UM * np.arange(-round(drift_um / STEP_UM), round(drift_um / STEP_UM) + 1.0)
     units, rows, places = by_depth.shape
     width = min(WIDTH, places)
     waveform = np.zeros((units, len(moves), rows, WIDTH), np.float32)

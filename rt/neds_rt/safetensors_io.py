@@ -74,9 +74,10 @@ def decode_tensors(data: bytes, where: object) -> dict[str, NDArray[np.float32]]
 def read_metadata(data: bytes, where: object) -> dict[str, str]:
     """Return what a file says beside its tensors, empty where it says nothing. Raises `BadInput`."""
     try:
-        return msgspec.convert(_object(_header(data, where)).get("__metadata__", {}), dict[str, str])
+        found = _object(_header(data, where)).get("__metadata__", {})
+        return msgspec.convert(found, dict[str, str])
     except (ValueError, RecursionError, msgspec.ValidationError) as error:
-        raise BadInput(where, "header", error, "a JSON object of tensors") from None
+        raise BadInput(where, "header", error, "a JSON object with text as metadata") from None
 
 
 def _header(data: bytes, where: object) -> bytes:

@@ -14,7 +14,7 @@ from typing import Any
 
 import zmq
 
-from neds_rt import _core, assemble
+from neds_rt import _core, aligning, assemble
 from neds_rt.bundle import Bundle
 from neds_rt.config import ServeConfig
 from neds_rt.engines import Engine
@@ -46,6 +46,7 @@ class Server:
         self.config, self.engine, self.model_hash = config, engine, manifest.model_hash
         unit_file = read_unit_file(config.units) if config.units else None
         self._unit_maps = assemble.unit_maps(manifest, list(config.probe), unit_file)
+        assemble.give_templates(self._unit_maps, bundle)
         self.assembler = assemble.make_assembler(manifest, list(config.probe), config.open_bins)
         self._encoder = assemble.make_encoder(manifest, len(config.probe))
         self.latency = _core.LatencyRing(LATENCY_BINS)
@@ -56,6 +57,8 @@ class Server:
         self._rehearse = assemble.Rehearsal(manifest, engine)
         self._message = self._encoder.buffer.data
         self._frame = Frame()
+        aligned = aligning.wanted(config.align, config.probe)
+        self._aligner = aligning.Aligner(config.probe) if aligned else None
         self._bin_ns = int(manifest.bin_size_s * 1e9)
         self.keep_warm = KeepWarm(config.keep_warm, self._bin_ns, self._warm)
         self.decodes = self.stale_decodes = 0
@@ -82,7 +85,8 @@ class Server:
         try:
             self._warm_up()
             poller = self._open_sources()
-            housekeeping = Housekeeping(self.assembler.counters, list(self._sources.values()))
+            housekeeping = Housekeeping(self.assembler.counters, list(self._sources.values()),
+                                        self._aligner)
             housekeeping.start()
             gc.collect()
             gc.freeze()
@@ -181,6 +185,8 @@ class Server:
         if self._stopping or not source.receive(frame):
             return
         self._last_frame_ns = received
+        if self._aligner is not None and not self._aligner.take(frame, received):
+            return
         if frame.parts != 2:
             self.assembler.refuse(assemble.PARTS)
         elif len(frame.payload) > MAX_PAYLOAD_BYTES:
@@ -233,6 +239,7 @@ class Server:
             "reasons": reasons,
             "counters": counters,
             "sources": self._source_reports,
+            "clocks": None if self._aligner is None else self._aligner.report(),
             "latency": latency_summary(self.latency),
             "keep_warm": self.keep_warm.report(),
             "engine": self.engine.name,

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
@@ -29,6 +29,9 @@ from neds_rt import _core
 from neds_rt.errors import BadInput
 from neds_rt.match_model import matcher_model
 from neds_rt.safetensors_io import decode_tensors, encode_tensors, read_metadata
+
+if TYPE_CHECKING:
+    from neds_rt.bundle import Bundle
 
 Floats = NDArray[np.float32]
 KEY = "neds.templates"
@@ -138,6 +141,14 @@ def read_templates(path: str | Path) -> Templates:
     return decode_templates(data, path)
 
 
+def bundle_templates(bundle: Bundle) -> dict[str, Templates]:
+    """Return the templates that a bundle has, by probe. Raises `BadInput`."""
+    return {
+        entry.probe: decode_templates(bundle.files[entry.file], f"{bundle.where}/{entry.file}")
+        for entry in bundle.manifest.templates
+    }
+
+
 def _check(templates: Templates, where: object) -> None:
     s, tensors = templates.settings, templates.tensors
     if s.version != VERSION:
@@ -165,5 +176,7 @@ def _check(templates: Templates, where: object) -> None:
     for name in ("noise", "amplitude"):
         if tensors[name].min() < 0:
             raise BadInput(where, f"tensor {name!r}", tensors[name].min(), "0 or more")
+    if np.abs(tensors["unit"]).max() >= 1 << 24:  # beyond that a float32 skips integers
+        raise BadInput(where, "unit", tensors["unit"].max(), "numbers below 2^24")
     if len(set(templates.names)) < sizes["U"]:
         raise BadInput(where, "units", "one twice", "every channel and cluster once")

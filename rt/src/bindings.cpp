@@ -7,6 +7,7 @@ void bind_stream(nb::module_& m);  // bind_stream.cpp: bin grid, assembler, deco
 void bind_step(nb::module_& m);    // bind_step.cpp: the streaming transformer step
 void bind_pipeline(nb::module_& m);  // bind_pipeline.cpp: the two together, a frame a call
 void bind_raw(nb::module_& m);     // bind_raw.cpp: the raw AP band to threshold crossings
+void bind_clocks(nb::module_& m);  // bind_clocks.cpp: frames into one sample clock
 
 NB_MODULE(_core, m) {
   m.doc() = "C++ core of neds_rt: binning, assembling, and the streaming transformer step.";
@@ -14,4 +15,5 @@ NB_MODULE(_core, m) {
   bind_step(m);
   bind_pipeline(m);
   bind_raw(m);
+  bind_clocks(m);
 }

@@ -70,4 +70,13 @@ inline void read_spike(const std::uint8_t* payload, std::size_t i, std::int64_t&
   }
 }
 
+// Writes record `i` of a payload; the counterpart of read_spike.
+inline void write_spike(std::uint8_t* payload, std::size_t i, std::int64_t sample,
+                        std::uint32_t unit) noexcept {
+  std::uint8_t* at = payload + i * kSpikeBytes;
+  const auto bits = static_cast<std::uint64_t>(sample);
+  for (int k = 0; k < 8; ++k) at[k] = static_cast<std::uint8_t>(bits >> (8 * k));
+  for (int k = 0; k < 4; ++k) at[8 + k] = static_cast<std::uint8_t>(unit >> (8 * k));
+}
+
 }  // namespace neds

@@ -1,10 +1,19 @@
-"""The bench of sources, short: a real twin, a real server, every bin compared."""
+"""The benches of sources and of probes, short: real senders, a real server, every bin."""
 
 import json
 import subprocess
 import sys
 
 from tests.rt.serving import ROOT
+
+
+def test_two_probes_are_decoded_without_a_loss():
+    done = subprocess.run(
+        [sys.executable, "bench/probes.py", "--probes=2", "--seconds=2", "--units=20", "--json"],
+        cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    [row] = json.loads(done.stdout.splitlines()[-1])["rows"]
+    assert (row["units"], row["bins"], row["decodes_missed"], row["bins_lost"]) == (40, 100, 0, 0)
 
 
 def test_two_seconds_of_a_lossy_probe_pass(tmp_path):

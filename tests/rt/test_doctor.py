@@ -2,8 +2,9 @@
 
 import json
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
+import numpy as np
 import pytest
 import zmq
 
@@ -16,6 +17,8 @@ from tests.rt.serving import MODALITIES, SHAPE
 from tools.twins.feed import gui_blocks, random_feed
 from tools.twins.oebroadcast import EventBroadcaster
 from tools.twins.openephys import ZmqInterface
+from tools.twins.spikeglx import SpikeGlxTwin
+from tools.twins.trodes import TrodesTwin
 
 FEED = random_feed(n_units=6, rate_hz=20.0, seconds=20.0, seed=6)
 
@@ -111,6 +114,85 @@ def test_two_plugins_that_collide_are_found(capsys):
     assert checks[f"port {port + 1}"]["found"].startswith("Event Broadcaster, ")
     assert "ZMQ Interface" in checks[f"port {port + 1} losses"]["advice"]
     assert code == 0
+
+
+@contextmanager
+def spiking(twin):
+    """The Trodes twin plays for as long as it takes."""
+    stop = threading.Event()
+
+    def play():
+        for k in range(2000):
+            if stop.wait(0.005):
+                return
+            twin.play(300 * k, 300 * k + 300)
+
+    thread = threading.Thread(target=play)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_a_trodes_network_is_followed_to_its_spikes(capsys):
+    with TrodesTwin(FEED) as twin, spiking(twin):
+        code, checks = doctor(capsys, [twin.port])
+    where = f"port {twin.port}"
+    assert checks[where]["found"] == "directory of a Trodes network"
+    assert "spikes of 6 units at tcp://127.0.0.1:" in checks[f"{where} spikes"]["found"]
+    assert (code, statuses(checks)) == (0, {f"{where} losses": "warn"})
+
+
+@pytest.mark.parametrize(("mistake", "status", "advice"), [
+    ("no spikes offered", "fail", "open a workspace"),
+    ("not streaming", "fail", "start streaming"),
+    ("unsorted", "warn", "draw clusters"),
+    ("another program's directory", "fail", "open a workspace"),
+])
+def test_a_mistake_with_trodes_is_found(capsys, mistake, status, advice):
+    feed = random_feed(n_units=3, rate_hz=20.0, seconds=20.0, seed=7)
+    if mistake == "unsorted":
+        feed.cluster[:] = 0
+    with TrodesTwin(feed, offer=mistake != "no spikes offered") as twin:
+        if mistake == "another program's directory":
+            twin.names["source.spikes"] = "tcp://10.0.0.1:5000"
+        with spiking(twin) if mistake == "unsorted" else nullcontext():
+            code, checks = doctor(capsys, [twin.port])
+    found = checks[f"port {twin.port} spikes"]
+    assert found["status"] == status
+    assert advice in found["advice"]
+    assert code == (4 if status == "fail" else 0)
+
+
+def test_spikeglx_is_asked_about_its_probe(capsys):
+    data = np.zeros((3000, 4), np.int16)
+    with SpikeGlxTwin(data) as twin:
+        code, checks = doctor(capsys, [twin.port])
+    where = f"port {twin.port}"
+    assert checks[where]["found"].startswith("SpikeGLX 2025")
+    assert checks[f"{where} probe 0"]["found"].startswith("4 AP channels at 30000 Hz")
+    assert code == 0
+
+
+@pytest.mark.parametrize(("mistake", "name", "advice"), [
+    ("no run", "run", "start a run"),
+    ("count stands still", "probe 0", "cable"),
+    ("low memory", "probe 0", "console"),
+])
+def test_a_mistake_with_spikeglx_is_found(capsys, mistake, name, advice):
+    with SpikeGlxTwin(np.zeros((3000, 4), np.int16), paced=mistake == "no run") as twin:
+        if mistake == "no run":
+            twin.stop_run()
+        twin.advance(3000)
+        if mistake == "low memory":
+            twin.fault = "error"
+        code, checks = doctor(capsys, [twin.port], seconds=0.3)
+    found = checks[f"port {twin.port} {name}"]
+    assert found["status"] == "fail"
+    assert advice in found["advice"]
+    assert code == 4
 
 
 def test_silence_nobody_and_strangers_are_told_apart(capsys):

@@ -361,6 +361,23 @@ def test_a_server_waits_visibly_and_decodes_when_the_plugin_appears(tmp_path):
     assert any("1 of 4 units of the model will stay silent" in line for line in server.lines)
 
 
+def test_rising_edges_of_the_shared_line_are_handed_on():
+    with twin_of() as twin, rig(twin, options="?sync=3") as live:
+        twin.start_acquisition()
+        for sample, line, state in ((600, 3, 1), (700, 3, 0), (800, 2, 1), (900, 3, 1)):
+            twin.send_ttl(sample, line, state)
+        live.take(twin.sent.messages)
+        assert [sample for sample, _ in live.source.edges] == [600, 900]
+        assert live.trouble == {}
+
+
+def test_a_line_that_no_event_has_is_refused(tmp_path):
+    model = small_bundle(tmp_path / "x.neds")
+    code, text = fail("--model", model, "--probe=a=oe://127.0.0.1?sync=64")
+    assert code == 2
+    assert "sync=64, expected a line from 0 to 63" in text
+
+
 def test_two_probes_cannot_share_a_plugin(tmp_path):
     model = small_bundle(tmp_path / "x.neds", probes=("a", "b"))
     code, text = fail("--model", model, "--probe=a=oe://127.0.0.1", "--probe=b=oe://127.0.0.1")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import cycle
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from neds_rt.sources.replay import read_recording
 
+DEFAULT_HWM = 1000  # libzmq's own, which the programs leave as it is
 LATENESS = 100  # samples at the end of a block that the Spike Detector leaves to the next one
 # The GUI's callback is 1024 samples at 44.1 kHz, which at 30 kHz is between 696 and 697.
 BLOCK_SAMPLES = (697, 696, 697, 697, 696)
@@ -37,6 +39,25 @@ class Feed:
         """Return the feed up to a sample."""
         end = int(np.searchsorted(self.samples, sample))
         return Feed(self.samples[:end], self.units[:end], self.fs, self.channel, self.cluster)
+
+
+def add_feed_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare what every twin can be told of the spikes it plays, and how."""
+    parser.add_argument("session", type=Path, nargs="?", help="session file (default: random)")
+    parser.add_argument("--probe", help="which probe of the session")
+    parser.add_argument("--random", metavar="UNITS,HZ", default="600,5", help="without a session")
+    parser.add_argument("--seed", type=int, default=0, help="of random spikes and of losses")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of each acquisition")
+    parser.add_argument("--hwm", type=int, default=DEFAULT_HWM, help="queue a subscriber")
+    parser.add_argument("--on-line", action="store_true", help="wait for a line before playing")
+
+
+def feed_of(args: argparse.Namespace) -> Feed:
+    """Return the spikes that the arguments ask for; raises `BadInput` for a bad session."""
+    if args.session is None:
+        units, rate = args.random.split(",")
+        return random_feed(int(units), float(rate), args.seconds, args.seed)
+    return read_feed(args.session, args.probe)
 
 
 class Block(NamedTuple):

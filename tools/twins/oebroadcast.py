@@ -15,14 +15,20 @@ import json
 import struct
 import sys
 import time
-from pathlib import Path
 from typing import Self
 
 import numpy as np
 import zmq
 
-from tools.twins.feed import Block, Feed, gui_blocks, random_feed, read_feed
-from tools.twins.openephys import DEFAULT_HWM, SAMPLES_A_SPIKE, juce_json
+from tools.twins.feed import (
+    DEFAULT_HWM,
+    Block,
+    Feed,
+    add_feed_arguments,
+    feed_of,
+    gui_blocks,
+)
+from tools.twins.openephys import SAMPLES_A_SPIKE, juce_json
 
 _HEAD = struct.Struct("<BBHHHqdH")
 _TTL = struct.Struct("<BBHHHqdBBQ")
@@ -129,22 +135,12 @@ class EventBroadcaster:
 def main() -> int:
     """Entry point of the process."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("session", type=Path, nargs="?", help="session file (default: random)")
-    parser.add_argument("--probe", help="which probe of the session")
-    parser.add_argument("--random", metavar="UNITS,HZ", default="600,5", help="without a session")
-    parser.add_argument("--seed", type=int, default=0, help="of random spikes")
+    add_feed_arguments(parser)
     parser.add_argument("--port", type=int, default=5557, help="port (default 5557)")
     parser.add_argument("--stream", default="ProbeA-AP", help="name of the stream")
     parser.add_argument("--format", choices=("json", "raw"), default="json", help="of messages")
-    parser.add_argument("--seconds", type=float, default=20.0, help="length of the play")
-    parser.add_argument("--hwm", type=int, default=DEFAULT_HWM, help="queue a subscriber")
-    parser.add_argument("--on-line", action="store_true", help="wait for a line before playing")
     args = parser.parse_args()
-    if args.session is None:
-        units, rate = args.random.split(",")
-        feed = random_feed(int(units), float(rate), args.seconds, args.seed)
-    else:
-        feed = read_feed(args.session, args.probe)
+    feed = feed_of(args)
     with EventBroadcaster(feed, port=args.port, stream=args.stream, raw=args.format == "raw",
                           hwm=args.hwm) as twin:
         print(json.dumps({"port": twin.port, "stream": twin.stream}), flush=True)

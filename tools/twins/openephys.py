@@ -17,17 +17,22 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 import zmq
 
 from neds_rt.stats import percentiles
-from tools.twins.feed import Block, Feed, gui_blocks, random_feed, read_feed
+from tools.twins.feed import (
+    DEFAULT_HWM,
+    Block,
+    Feed,
+    add_feed_arguments,
+    feed_of,
+    gui_blocks,
+)
 
 SAMPLES_A_SPIKE = 40
-DEFAULT_HWM = 1000  # libzmq's own, which the plugin leaves as it is
 
 
 @dataclass
@@ -229,25 +234,15 @@ def juce_json(value: dict[str, Any]) -> str:
 def main() -> int:
     """Entry point of the process."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("session", type=Path, nargs="?", help="session file (default: random)")
-    parser.add_argument("--probe", help="which probe of the session")
-    parser.add_argument("--random", metavar="UNITS,HZ", default="600,5", help="without a session")
-    parser.add_argument("--seed", type=int, default=0, help="of random spikes and of losses")
+    add_feed_arguments(parser)
     parser.add_argument("--port", type=int, default=5556, help="data port (default 5556)")
     parser.add_argument("--stream", default="ProbeA-AP", help="name of the stream")
     parser.add_argument("--channels", type=int, default=1, help="channels selected (default 1)")
-    parser.add_argument("--seconds", type=float, default=20.0, help="of each acquisition")
     parser.add_argument("--acquisitions", type=int, default=1, help="how often it is started")
     parser.add_argument("--loss", type=float, default=0.0, help="share of messages dropped")
-    parser.add_argument("--hwm", type=int, default=DEFAULT_HWM, help="queue a subscriber")
     parser.add_argument("--version", choices=("1.0", "0.2"), default="1.0", help="of the plugin")
-    parser.add_argument("--on-line", action="store_true", help="wait for a line before playing")
     args = parser.parse_args()
-    if args.session is None:
-        units, rate = args.random.split(",")
-        feed = random_feed(int(units), float(rate), args.seconds, args.seed)
-    else:
-        feed = read_feed(args.session, args.probe)
+    feed = feed_of(args)
     with ZmqInterface(feed, port=args.port, stream=args.stream, channels=args.channels,
                       loss=args.loss, seed=args.seed, hwm=args.hwm, version=args.version) as twin:
         print(json.dumps({"port": twin.port, "stream": twin.stream}), flush=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import threading
 import time
 from typing import Any, Self
@@ -19,7 +20,7 @@ import msgspec
 import numpy as np
 import zmq
 
-from tools.twins.feed import Feed, random_feed
+from tools.twins.feed import Feed, add_feed_arguments, feed_of
 
 ANNOUNCE_S = 0.1
 PACKET_S = 0.01  # of which the spikes come together
@@ -32,8 +33,8 @@ class TrodesTwin:
     instead of the directory's next answers.
     """
 
-    def __init__(self, feed: Feed, *, port: int = 0, offer: bool = True) -> None:
-        self.feed = feed
+    def __init__(self, feed: Feed, *, port: int = 0, offer: bool = True, hwm: int = 0) -> None:
+        self.feed, self._hwm = feed, hwm
         self.names: dict[str, str] = {}
         self.spoil = b""
         self.messages = self.asked = 0
@@ -55,7 +56,7 @@ class TrodesTwin:
         if self._spikes is not None:
             self._spikes.close(linger=0)
         self._spikes = self._context.socket(zmq.XPUB)  # drops like a PUB, and hears subscribers
-        self._spikes.setsockopt(zmq.SNDHWM, 0)
+        self._spikes.setsockopt(zmq.SNDHWM, self._hwm)
         self._spikes.bind("tcp://127.0.0.1:*")
         endpoint = self._spikes.get_string(zmq.LAST_ENDPOINT)
         self.names["source.spikes"] = endpoint
@@ -115,22 +116,22 @@ class TrodesTwin:
 
 
 def main() -> int:
-    """Play at real time until interrupted."""
+    """Entry point of the process."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add_feed_arguments(parser)
     parser.add_argument("--port", type=int, default=49152, help="default 49152")
-    parser.add_argument("--random", default="100,5", help="units, spikes a second (default 100,5)")
-    parser.add_argument("--seconds", type=float, default=60.0, help="default 60")
     args = parser.parse_args()
-    units, rate = args.random.split(",")
-    feed = random_feed(int(units), float(rate), args.seconds, seed=0)
-    with TrodesTwin(feed, port=args.port) as twin:
+    feed = feed_of(args)
+    with TrodesTwin(feed, port=args.port, hwm=args.hwm) as twin:
         print(json.dumps({"port": twin.port}), flush=True)
-        try:
-            twin.wait(3600)
-            twin.play(0, round(args.seconds * feed.fs), paced=True)
-        except KeyboardInterrupt:
-            return 0
-        print(json.dumps({"messages": twin.messages}), flush=True)
+        twin.wait(600.0)
+        if args.on_line:
+            sys.stdin.readline()
+        began = time.monotonic_ns()
+        twin.play(0, round(args.seconds * feed.fs), paced=True)
+        print(json.dumps({"messages": twin.messages, "spikes": twin.messages, "dropped": 0,
+                          "gaps": 0, "starts_ns": [began]}), flush=True)
+        sys.stdin.readline()  # stay there, as the real program does
     return 0
 
 

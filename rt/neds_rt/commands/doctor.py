@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from neds_rt.doctor import Check
     from neds_rt.doctor.openephys import Heard
     from neds_rt.doctor.ports import Listener
+    from neds_rt.doctor.trodes import TrodesHeard
     from neds_rt.sources.units import UnitMap
 
 # Where programs listen unless told otherwise; the second plugin of a kind is two ports on.
@@ -53,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     check_endpoint("--host", f"tcp://{args.host}:1", insecure=args.insecure)
     units = _units(args)
     checks = [] if args.no_machine else machine_checks()
-    checks += examine(args.host, ports, args.seconds, units)
+    checks += examine(args.host, ports, args.seconds, units, insecure=args.insecure)
     for check in checks:
         print(f"{check.status:<5} {check.name}: {check.found}")
         if check.advice:
@@ -64,7 +65,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def examine(
-    host: str, ports: list[int], seconds: float, units: UnitMap | None = None
+    host: str, ports: list[int], seconds: float, units: UnitMap | None = None, *,
+    insecure: bool = False,
 ) -> list[Check]:
     """Return the checks of all ports, each publisher listened to for `seconds`, all at once."""
     from concurrent.futures import ThreadPoolExecutor
@@ -72,6 +74,8 @@ def examine(
     from neds_rt.doctor import Check
     from neds_rt.doctor.openephys import HEARTBEATS, ask_heartbeat, listen, unit_check
     from neds_rt.doctor.ports import who_listens
+    from neds_rt.doctor.spikeglx import spikeglx_checks
+    from neds_rt.doctor.trodes import listen_to_network, trodes_checks
 
     with ThreadPoolExecutor(len(ports)) as pool:
         found = {one.port: one for one in pool.map(lambda port: who_listens(host, port), ports)}
@@ -81,9 +85,20 @@ def examine(
             lambda port: listen(f"tcp://{host}:{port}", seconds), publishers), strict=True))
         answers = dict(zip(answerers, pool.map(
             lambda port: ask_heartbeat(f"tcp://{host}:{port}", seconds), answerers), strict=True))
+        directories = [port for port, each in heard.items() if each.plugin == "Trodes"]
+        networks = dict(zip(directories, pool.map(
+            lambda port: listen_to_network(f"tcp://{host}:{port}", seconds, insecure=insecure),
+            directories), strict=True))
+        strangers = [p for p, one in found.items() if one.kind == "other"]
+        probes = dict(zip(strangers, pool.map(
+            lambda port: spikeglx_checks(host, port, seconds), strangers), strict=True))
     checks: list[Check] = []
     for port, one in found.items():
-        if port in heard:
+        if port in networks:
+            checks += trodes_checks(port, networks[port])
+        elif probes.get(port):
+            checks += probes[port]
+        elif port in heard:
             beside = "heartbeat" if answers.get(port + 1) in HEARTBEATS else _who(found, port + 1)
             checks += _publisher(port, heard[port], beside)
         elif port in answers:
@@ -96,7 +111,8 @@ def examine(
         checks.append(Check("ports", "fail", f"nobody listens on {host}, ports "
                             f"{ports[0]} to {ports[-1]}", "start the acquisition program"))
     if units is not None:
-        checks += [unit_check(units, each) for each in heard.values() if each.names]
+        listened: list[Heard | TrodesHeard] = [*heard.values(), *networks.values()]
+        checks += [unit_check(units, each.names) for each in listened if each.names]
     return checks
 
 

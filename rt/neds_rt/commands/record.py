@@ -29,6 +29,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--session", metavar="NAME", help="its name (default: that of the file)")
     parser.add_argument("--subject", default="", metavar="NAME", help="the animal")
     parser.add_argument("--seconds", type=float, metavar="S", help="end after S seconds")
+    parser.add_argument("--align", choices=("auto", "on", "off"), default="auto",
+                        help="put all probes into the first one's sample clock, as for serve "
+                             "(default auto)")
     parser.add_argument("--keep-spool", action="store_true", help="leave the spool where it is")
     parser.add_argument("--insecure", action="store_true",
                         help="accept addresses on other machines: nothing is encrypted")
@@ -93,7 +96,7 @@ def _record(args: argparse.Namespace, out: Path, spool_path: Path) -> dict[str, 
     logging.basicConfig(format="neds-rt record: %(message)s")
     with Spool(spool_path, session, args.subject) as spool:
         try:
-            recorder = Recorder(probes, spool, insecure=args.insecure)
+            recorder = Recorder(probes, spool, insecure=args.insecure, align=args.align)
         except BaseException:
             spool_path.unlink()
             raise
@@ -105,7 +108,8 @@ def _record(args: argparse.Namespace, out: Path, spool_path: Path) -> dict[str, 
             print(f"ready {' '.join(args.probe)} -> {out}", file=sys.stderr, flush=True)
             recorder.run(args.seconds)
             return {"frames": spool.frames, "counters": recorder.counters,
-                    "sources": recorder.report()}
+                    "sources": recorder.report(),
+                    "clocks": recorder.aligner.report() if recorder.aligner else None}
         finally:
             recorder.close()
             for number, handler in before.items():

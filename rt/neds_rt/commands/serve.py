@@ -39,6 +39,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="unit map of acquisition programs: tab-separated, with columns probe, channel, "
              "cluster, stream, electrode, sorted_id (default: the number in the electrode's name "
              "is the channel, the sorted id the cluster)")
+    add("--align", choices=("auto", "on", "off"),
+        help="put all probes into the first one's sample clock, by arrival times and, where "
+             "sources deliver them (?sync=), shared pulses; auto does so for several probes of "
+             f"acquisition programs (default {d.align})")
     add("--keep-warm", choices=("auto", "on", "off"),
         help="rehearse a bin on scratch state shortly before each is due; auto measures whether "
              f"that helps (default {d.keep_warm})")

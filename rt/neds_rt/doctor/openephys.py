@@ -22,6 +22,7 @@ from neds_rt.sources.openephys_wire import (
     SpikeMessage,
     read_header,
 )
+from neds_rt.sources.trodes_directory import is_announcement
 from neds_rt.sources.units import UnitMap
 
 LEAST_BLOCK = 200  # samples; below, the Spike Detector loses spikes
@@ -62,6 +63,8 @@ class Heard:
             self._read_event(*parts)
         elif len(parts) == 2 and parts[0][1:8] == b"\xa6spikes":
             self.plugin = "neds-rt frames"
+        elif len(parts) == 1 and is_announcement(parts[0]):
+            self.plugin = "Trodes"
 
     def _read(self, message: Message, header: bytes) -> None:
         if message.number is not None:
@@ -173,9 +176,9 @@ def broadcaster_checks(port: int, heard: Heard) -> list[Check]:
     ]
 
 
-def unit_check(units: UnitMap, heard: Heard) -> Check:
+def unit_check(units: UnitMap, names: Counter[tuple[str, str, int]]) -> Check:
     """Compare what was heard with the units of a bundle."""
-    for (stream, electrode, sorted_id), n in heard.names.items():
+    for (stream, electrode, sorted_id), n in names.items():
         if units.number(stream, electrode, sorted_id) < 0:
             units.unknown_spikes += n - 1
     report = units.report()

@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 import zmq
 
+from neds_rt.aligning import Aligner, wanted
 from neds_rt.assemble import COUNTERS
 from neds_rt.errors import BadInput
 from neds_rt.housekeeping import Housekeeping
@@ -41,8 +42,11 @@ class FoundUnits(UnitMap):
 class Recorder:
     """Records all probes into one spool until `stop`."""
 
-    def __init__(self, probes: dict[str, str], spool: Spool, *, insecure: bool = False) -> None:
+    def __init__(
+        self, probes: dict[str, str], spool: Spool, *, insecure: bool = False, align: str = "auto"
+    ) -> None:
         self.spool, self._names = spool, set(probes)
+        self.aligner = Aligner(probes) if wanted(align, probes) else None
         self.counters = {"bad_parts": 0, "bad_header": 0, "bad_stream": 0}
         self._sources: dict[Any, Source] = {}
         self._stopping = False
@@ -72,7 +76,7 @@ class Recorder:
         for pollable in self._sources:
             poller.register(pollable, zmq.POLLIN)
         sources = list(self._sources.values())
-        housekeeping = Housekeeping(np.zeros(len(COUNTERS), np.int64), sources)
+        housekeeping = Housekeeping(np.zeros(len(COUNTERS), np.int64), sources, self.aligner)
         housekeeping.start()
         frame, end = Frame(), None if seconds is None else time.monotonic() + seconds
         flushed = time.monotonic()
@@ -80,7 +84,7 @@ class Recorder:
             while not self._stopping and (end is None or time.monotonic() < end):
                 for pollable, _ in poller.poll(50):
                     if self._sources[pollable].receive(frame):
-                        self._take(frame)
+                        self._take(frame, time.monotonic_ns())
                 if time.monotonic() - flushed > FLUSH_S:
                     self.spool.flush()
                     flushed = time.monotonic()
@@ -97,7 +101,9 @@ class Recorder:
         for source in self._sources.values():
             source.close()
 
-    def _take(self, frame: Frame) -> None:
+    def _take(self, frame: Frame, received_ns: int) -> None:
+        if self.aligner is not None and not self.aligner.take(frame, received_ns):
+            return
         if frame.parts != 2:
             self.counters["bad_parts"] += 1
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections import deque
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -37,6 +38,9 @@ class Source(Protocol):
     counters: Mapping[str, int]
     # What to log when a counter first moves; kinds that are not here are part of normal work.
     messages: Mapping[str, str]
+    # Rising edges of the line that all probes share: sample and time of receipt in ns, appended by
+    # `receive` and taken by another thread. None where the program does not deliver them.
+    edges: deque[tuple[int, int]] | None
 
     @property
     def pollable(self) -> Any:

@@ -12,6 +12,6 @@ class Frame:
     """One received frame; one object serves all frames of a server."""
 
     def __init__(self) -> None:
-        self.header: bytes | bytearray | zmq.Frame = b""
+        self.header: bytes | bytearray | memoryview | zmq.Frame = b""
         self.payload: bytes | memoryview | zmq.Frame = b""
         self.parts = 0  # parts of the message; a frame has 2

@@ -88,6 +88,7 @@ class BroadcastSource:
     """Spikes of one stream of an Event Broadcaster as native frames."""
 
     messages = MESSAGES
+    edges = None
 
     def __init__(self, name: str, uri: str, *, units: UnitMap, insecure: bool = False) -> None:
         self.name, self.uri = name, uri

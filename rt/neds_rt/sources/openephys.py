@@ -12,6 +12,7 @@ all of that is declared a gap.
 from __future__ import annotations
 
 import math
+from collections import deque
 from typing import Any, Literal
 
 import msgspec
@@ -36,12 +37,14 @@ from neds_rt.sources.openephys_wire import (
 )
 from neds_rt.sources.units import UnitMap
 from neds_rt.stats import now_ns
+from neds_rt.wire import MAX_SAMPLE
 
 DEFAULT_PORT = 5556
 RECEIVE_QUEUE = 20_000  # messages
 MAX_PART_BYTES = 8 << 20
 MESSAGES_A_CALL = 1024
 TTL_BYTES = 10
+MAX_EDGES = 1024  # of the shared line, waiting for whom aligns
 FAR_S = 60.0  # a block farther from the last one is believed only in company
 COMPANY = 8  # so many in a row mean that samples count anew
 SILENT_NS = 2_000_000_000
@@ -77,6 +80,7 @@ class Options(msgspec.Struct, frozen=True):
     watermark: Literal["data", "spikes"] = "data"  # "spikes": no channel is selected
     hold_ms: float = 50.0  # with "spikes": how far the watermark stays behind the newest spike
     rate: float = 30_000.0  # with "spikes": sampling rate, which spikes do not tell
+    sync: int | None = None  # line (from 0) of a pulse that all probes record, to align clocks by
 
 
 class OpenEphysSource:
@@ -91,6 +95,9 @@ class OpenEphysSource:
         _check(where, options)
         self.address, self._options, self._units = address, options, units
         self.counters = dict.fromkeys(COUNTERS, 0)
+        self.edges: deque[tuple[int, int]] | None = (
+            None if options.sync is None else deque(maxlen=MAX_EDGES))
+        self._rising = bytes((options.sync or 0, 1))  # how such an event's numbers begin
         self._bridge = Bridge(name)
         self._hold: HoldBack | None = None
         self._fs = 0.0
@@ -186,7 +193,7 @@ class OpenEphysSource:
         if isinstance(message, DataMessage):
             return self._on_block(message.content, numbers, frame)
         if isinstance(message, EventMessage):
-            self._on_ttl(message, numbers)
+            self._on_ttl(message, numbers, parts[2] if numbers else b"")
         else:
             self._on_odd(message)
         return False
@@ -346,13 +353,16 @@ class OpenEphysSource:
         self._bridge.emit(frame, end, end, self._fs)
         return True
 
-    def _on_ttl(self, message: EventMessage, numbers: int) -> None:
-        if message.content.sample_num is None:
+    def _on_ttl(self, message: EventMessage, numbers: int, event: bytes) -> None:
+        sample = message.content.sample_num
+        if sample is None:
             self.counters["bad_field"] += 1
         elif numbers not in (0, TTL_BYTES) and message.message_num is not None:
             self.counters["bad_waveform"] += 1
         else:
             self.counters["ttl_events"] += 1
+            if event[:2] == self._rising and self.edges is not None and abs(sample) <= MAX_SAMPLE:
+                self.edges.append((sample, self._last_ns))
 
     def _on_odd(self, message: OddMessage) -> None:
         if message.type in ("spike", "data", "event"):
@@ -373,6 +383,8 @@ class OpenEphysSource:
 def _check(where: str, options: Options) -> None:
     if not 0 <= options.lateness <= 1 << 20:
         raise BadInput(where, "URI option", f"lateness={options.lateness}", "0 to 1048576 samples")
+    if options.sync is not None and not 0 <= options.sync < 64:
+        raise BadInput(where, "URI option", f"sync={options.sync}", "a line from 0 to 63")
     for name, most in (("hold_ms", 10_000.0), ("rate", 1e7)):
         value = getattr(options, name)
         if not 0 < value <= most:

@@ -70,8 +70,9 @@ class RawBand:
     @property
     def least_rate(self) -> float:
         """A stream whose rate is not above it cannot be filtered."""
-        templates = self.templates
-        return 2 * (self._given("highpass") if templates is None else templates.settings.highpass_hz)
+        if self.templates is not None:
+            return 2 * self.templates.settings.highpass_hz
+        return 2 * float(self._given("highpass"))
 
     def set_up(self, stream: str, channels: int, fs: float) -> None:
         """Begin with a stream; its electrodes are called AP0, AP1... of `stream`.

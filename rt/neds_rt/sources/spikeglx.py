@@ -67,6 +67,7 @@ class SpikeGlxSource:
     """Spikes found in the raw band of one probe, as native frames."""
 
     messages = MESSAGES
+    edges = None
 
     def __init__(self, name: str, uri: str, *, units: UnitMap, insecure: bool = False) -> None:
         self.name, self.uri = name, uri

@@ -58,19 +58,22 @@ class Options(msgspec.Struct, frozen=True):
     name: str = "source.spikes"
 
 
-class _Spike(msgspec.Struct, gc=False):
+class TrodesSpike(msgspec.Struct, gc=False):
+    """One message of the stream; what else is in it is of no use here."""
+
     nTrodeId: int
     cluster: int
     localTimestamp: int
 
 
-_decode = msgspec.msgpack.Decoder(_Spike).decode
+decode_spike = msgspec.msgpack.Decoder(TrodesSpike).decode
 
 
 class TrodesSource:
     """Spikes of a Trodes network as native frames."""
 
     messages = MESSAGES
+    edges = None
 
     def __init__(self, name: str, uri: str, *, units: UnitMap, insecure: bool = False) -> None:
         self.name, self.uri = name, uri
@@ -167,7 +170,7 @@ class TrodesSource:
         counters["messages"] += 1
         self._last_ns = now_ns()
         try:
-            spike = _decode(message)
+            spike = decode_spike(message)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             counters["bad_message"] += 1
             return False

@@ -25,6 +25,14 @@ class _Where(msgspec.Struct):
     replyEndpoint: str
 
 
+def is_announcement(message: bytes) -> bool:
+    """Return whether a message is a directory's, which says where to ask."""
+    try:
+        return bool(_decode_where(message).replyEndpoint)
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return False
+
+
 _decode_where = msgspec.msgpack.Decoder(_Where).decode
 _decode_answer = msgspec.msgpack.Decoder(str).decode
 

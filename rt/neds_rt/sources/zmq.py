@@ -29,6 +29,7 @@ class ZmqSource:
 
     counters: Mapping[str, int] = {}
     messages: Mapping[str, str] = {}
+    edges = None
 
     def __init__(
         self, name: str, uri: str, *, insecure: bool = False, units: UnitMap | None = None
