@@ -1,8 +1,8 @@
 """Templates of sorted units as the online matcher sees their spikes: through its own front end.
 
-Templates and noise levels of an analyzer were mostly made from data filtered forwards and backwards,
-which no live decoder can do. So they are measured anew, for the units and on the probe that the
-analyzer tells: raw samples around its spikes go through the causal front end of
+Templates and noise levels of an analyzer were mostly made from data filtered forwards and
+backwards, which no live decoder can do. So they are measured anew, for the units and on the probe
+that the analyzer tells: raw samples around its spikes go through the causal front end of
 `rt/src/front_end.hpp` and are averaged.
 """
 

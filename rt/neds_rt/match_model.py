@@ -26,6 +26,7 @@ SHRINK = 0.1  # of the noise's correlation towards none
 NEAR_SHARE = 0.5  # of its trough that a unit must reach on a channel to be tried there
 SPREAD = (0.05, 0.5)  # least and most standard deviation of amplitudes that is believed
 BOUNDS = (0.5, 2.0)  # of any amplitude
+TROUGH_ROWS = 8  # to either side of a spike's sample, in which its trough is looked for
 VISIBLE = 0.5  # standard deviations that a unit must reach on a channel to be learned there
 
 
@@ -55,7 +56,10 @@ def matcher_model(tensors: dict[str, Floats], *, before: int, drift_um: float) -
     near: list[list[int]] = [[] for _ in range(places)]
     part_of = _parts(position)
     for u in range(units):
-        row, main = np.unravel_index(by_depth[u].argmin(), by_depth[u].shape)
+        early = max(0, before - TROUGH_ROWS)
+        at_sample = by_depth[u][early : before + TROUGH_ROWS + 1]
+        row, main = np.unravel_index(at_sample.argmin(), at_sample.shape)
+        row += early
         trough[u], part[u] = row, part_of[main]
         low = int(np.clip(main - LOCAL // 2, 0, max(0, places - LOCAL)))
         local = slice(low, min(low + LOCAL, places))
@@ -79,7 +83,7 @@ def matcher_model(tensors: dict[str, Floats], *, before: int, drift_um: float) -
         "parts": int(part_of.max()) + 1, "order": order, "scale": scale, "waveform": waveform,
         "whiten": whiten, "mask": mask, "first": first, "trough": trough, "part": part,
         "prior": (1 / spread**2).astype(np.float32), "least": least.astype(np.float32),
-        "most": most.astype(np.float32), "near": np.array(sum(near, []), np.int32),
+        "most": most.astype(np.float32), "near": np.array([u for n in near for u in n], np.int32),
         "near_at": np.concatenate([[0], np.cumsum([len(n) for n in near])]).astype(np.int32),
     }
 
@@ -109,7 +113,7 @@ def _parts(position: Doubles) -> NDArray[np.int32]:
 
 
 def _moved(waveform: Floats, position: Doubles, moves: Doubles) -> Floats:
-    """The waveform (R, L) as the sites would see it had its neuron moved by each of `moves` (um)."""
+    """The waveform (R, L) as the sites would see it, its neuron moved by each of `moves` (um)."""
     inverse = np.linalg.inv(_kernel(position, position) + NUGGET * np.eye(len(position)))
     copies = np.empty((len(moves), *waveform.shape), np.float32)
     for copy, move in zip(copies, moves, strict=True):

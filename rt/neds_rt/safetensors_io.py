@@ -72,7 +72,7 @@ def decode_tensors(data: bytes, where: object) -> dict[str, NDArray[np.float32]]
 
 
 def read_metadata(data: bytes, where: object) -> dict[str, str]:
-    """Return what a file says beside its tensors, empty where it says nothing. Raises `BadInput`."""
+    """Return what a file says beside its tensors, often nothing. Raises `BadInput`."""
     try:
         found = _object(_header(data, where)).get("__metadata__", {})
         return msgspec.convert(found, dict[str, str])

@@ -21,6 +21,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -146,6 +147,7 @@ class TemplateMatcher {
  private:
   static constexpr float kPull = 0.05f;           // back to the copy, a part of adapt_gain
   static constexpr float kHysteresis = 0.7f;      // steps of drift before another copy is used
+  static constexpr std::size_t kRescans = 16;     // limit of the option
   static constexpr std::size_t kSlack = 512;  // rows written before those kept are moved back
 
   void check() const {
@@ -160,7 +162,8 @@ class TemplateMatcher {
                         m_.near_at.size() == o_.channels + 1;
     const bool options = o_.threshold > 0 && o_.shifts >= 0 && o_.shifts <= 32 && o_.guard > 0 &&
                          o_.guard <= 256 && o_.reach >= 0 && o_.refractory >= 0 &&
-                         o_.rescans > 0 && o_.drift_gain >= 0 && o_.drift_gain <= 1 &&
+                         o_.rescans > 0 &&
+                         o_.rescans <= static_cast<int>(kRescans) && o_.drift_gain >= 0 && o_.drift_gain <= 1 &&
                          o_.adapt_gain >= 0 && o_.adapt_gain <= 1;
     if (!sizes || !arrays || !options || !inside(m_.order, o_.channels) ||
         !inside(m_.trough, m_.rows) || !inside(m_.part, m_.parts) || !inside(m_.near, m_.units) ||
@@ -234,19 +237,58 @@ class TemplateMatcher {
     int unit = -1, row = 0;  // row of the template's first one
   };
 
-  // Explains the peak and those that come to light when its spike is taken away.
+  // Explains the peak and those that come to light when its spike is taken away. With every further
+  // spike all of them are fitted again, each with the others gone: the first one tried had some of
+  // the others in it.
   void peak(int row, int place) noexcept {
+    taken_ = 0;
     for (int left = o_.rescans; left > 0; --left) {
       ++peaks_;
       const Best best = match(row, place);
       if (best.unit < 0) {
         ++unmatched_;
-        return;
+        break;
       }
-      take_away(best);
-      if (!next_peak(best, row, place)) return;
+      spikes_[taken_++] = best;
+      add(best, -best.amplitude);
+      note(best);
+      if (taken_ > 1) fit_again();
+      if (!next_peak(best, row, place)) break;
+    }
+    for (std::size_t i = 0; i < taken_; ++i) tell(spikes_[i]);
+    if (o_.adapt_gain > 0) {
+      for (std::size_t i = 0; i < taken_; ++i) learn(spikes_[i]);
     }
   }
+
+  void fit_again() noexcept {
+    for (std::size_t i = 0; i < taken_; ++i) {
+      const Best last = spikes_[i];
+      add(last, last.amplitude);
+      Best best;
+      for (int shift = -o_.shifts; shift <= o_.shifts; ++shift) {
+        const int begin = last.row + shift;
+        if (fits(begin)) consider(best, last.unit, begin);
+      }
+      if (best.unit < 0) best = last;
+      add(best, -best.amplitude);
+      note(best);
+      spikes_[i] = best;
+    }
+  }
+
+  // Whether a template whose first row is this one lies within the rows kept, and would be told in
+  // the time that it may be held back.
+  bool fits(int begin) const noexcept {
+    const int sample = begin + m_.before, last = begin + static_cast<int>(m_.rows) - 1;
+    return begin >= -kept_ && last <= ahead_ && sample >= -(back_ + troughs_ + o_.shifts);
+  }
+
+  std::int64_t sample_of(const Best& best) const noexcept {
+    return newest_ - ahead_ + best.row + m_.before;
+  }
+
+  void note(const Best& best) noexcept { last_[best.unit] = sample_of(best); }
 
   // The deepest peak in what was hidden by a spike and was decided before.
   bool next_peak(const Best& best, int& row, int& place) noexcept {
@@ -358,7 +400,7 @@ class TemplateMatcher {
       for (int shift = -o_.shifts; shift <= o_.shifts; ++shift) {
         const int begin = row - m_.trough[unit] + shift;
         const std::int64_t when = sample - m_.trough[unit] + m_.before + shift;
-        if (begin < -kept_ || begin + static_cast<int>(m_.rows) - 1 > ahead_) continue;
+        if (!fits(begin)) continue;
         if (std::llabs(when - last_[unit]) < o_.refractory) continue;
         consider(best, unit, begin);
       }
@@ -381,30 +423,36 @@ class TemplateMatcher {
     best = {gain, (fit + prior) / (n + prior), unit, begin};
   }
 
-  void take_away(const Best& best) noexcept {
+  // Adds a spike of this amplitude to the rows.
+  void add(const Best& best, float amplitude) noexcept {
     const auto u = static_cast<std::size_t>(best.unit);
-    float* rows = at(best.row) + m_.first[u];
-    if (o_.drift_gain > 0 && m_.positions > 2) follow(best, u, rows);
     const float* w = shape(u);
-    float* x = rows;
+    float* x = at(best.row) + m_.first[u];
     for (std::size_t r = 0; r < m_.rows; ++r, x += stride_, w += kWidth) {
-      for (std::size_t p = 0; p < kWidth; ++p) x[p] -= best.amplitude * w[p];
+      for (std::size_t p = 0; p < kWidth; ++p) x[p] += amplitude * w[p];
     }
-    if (o_.adapt_gain > 0) learn(u, rows);
-    const std::int64_t sample = newest_ - ahead_ + best.row + m_.before;
-    last_[u] = sample;
+  }
+
+  void tell(const Best& best) noexcept {
+    if (o_.drift_gain > 0 && m_.positions > 2) {
+      add(best, best.amplitude);
+      follow(best);
+      add(best, -best.amplitude);
+    }
     if (found_ == kCapacity) {
       ++overflow_;
       return;
     }
-    samples_[found_] = sample;
+    samples_[found_] = sample_of(best);
     where_[found_] = best.unit;
     amplitude_[found_++] = best.amplitude;
   }
 
   // Of the copy in use and its neighbours the gain is taken as a parabola; its top is where the unit
   // is. What the template has learned is left out of the differences between them.
-  void follow(const Best& best, std::size_t u, const float* rows) noexcept {
+  void follow(const Best& best) noexcept {
+    const auto u = static_cast<std::size_t>(best.unit);
+    const float* rows = at(best.row) + m_.first[u];
     const auto position = static_cast<std::size_t>(position_[u]);
     if (position == 0 || position + 1 == m_.positions) return turn_back(u);
     whitened(u, rows, stride_, white_.data());
@@ -431,7 +479,9 @@ class TemplateMatcher {
     drift = std::clamp(drift, 1 - middle, middle - 1);
   }
 
-  void learn(std::size_t u, const float* residual) noexcept {
+  void learn(const Best& best) noexcept {
+    const auto u = static_cast<std::size_t>(best.unit);
+    const float* residual = at(best.row) + m_.first[u];
     const float* mask = m_.mask.data() + u * kWidth;
     // What a spike adds to the template's noise must stay small beside the template itself.
     const float values = static_cast<float>(m_.rows) * std::accumulate(mask, mask + kWidth, 0.0f);
@@ -456,7 +506,8 @@ class TemplateMatcher {
   std::int64_t settle_;
   int ahead_ = 0, back_ = 0, kept_ = 0;  // rows after the decided one, looked back to, and kept
   int troughs_ = 0, most_before_ = 0, most_after_ = 0;
-  std::size_t size_ = 0, window_ = 0, filled_ = 0, end_ = 0, found_ = 0;
+  std::array<Best, kRescans> spikes_;  // taken away at the peak at hand
+  std::size_t taken_ = 0, size_ = 0, window_ = 0, filled_ = 0, end_ = 0, found_ = 0;
   std::int64_t newest_ = 0, settled_ = 0, live_from_ = -1;
   std::int64_t overflow_ = 0, peaks_ = 0, unmatched_ = 0;
   std::vector<float> rows_, drift_, amplitude_, white_;
