@@ -44,6 +44,7 @@ class Raw:
     fs: float
     position: Floats  # (C, 3): x, y in micrometres, shank
     name: str = ""
+    step_uv: float = 0.0  # microvolts of a step of the ADC; 0: not known
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ def measure_templates(
         raise BadInput(raw.name, "spikes", f"no unit with {LEAST_SPIKES} of them", "sorted units")
     site, waveform = _sparse(mean[kept], noise, raw.position, counts[kept])
     amplitude = chunks.amplitudes(kept, site, waveform, noise)
-    settings = Settings(VERSION, raw.fs, highpass_hz, reference, before, probe, raw.name)
+    settings = Settings(VERSION, raw.fs, highpass_hz, reference, before, probe, raw.step_uv,
+                        raw.name)
     tensors = {
         "unit": spikes.names[kept], "waveform": waveform, "site": site, "amplitude": amplitude,
         "noise": noise, "correlation": correlation, "position": raw.position,
@@ -234,8 +236,11 @@ def raw_of(recording: Any, name: str) -> Raw:
     except Exception as error:
         raise BadInput(name, "probe", error, "a recording with channel locations") from error
     position[:, 2] = shanks(recording)
+    gains = recording.get_channel_gains()
+    step = 0.0 if gains is None or np.ptp(gains) > 0 else float(gains[0])
     return Raw(lambda a, b: recording.get_traces(start_frame=a, end_frame=b),
-               recording.get_num_samples(), float(recording.sampling_frequency), position, name)
+               recording.get_num_samples(), float(recording.sampling_frequency), position, name,
+               step)
 
 
 def shanks(recording: Any) -> Floats:

@@ -46,7 +46,8 @@ def matcher_model(tensors: dict[str, Floats], *, before: int, drift_um: float) -
     position = tensors["position"][order].astype(np.float64)
     correlation = tensors["correlation"][np.ix_(order, order)].astype(np.float64)
     by_depth = _by_depth(tensors, order, scale)
-    moves: Doubles = STEP_UM * np.arange(-round(drift_um / STEP_UM), round(drift_um / STEP_UM) + 1.0)
+    steps = round(drift_um / STEP_UM)
+    moves: Doubles = STEP_UM * np.arange(-steps, steps + 1.0)
     units, rows, places = by_depth.shape
     width = min(WIDTH, places)
     waveform = np.zeros((units, len(moves), rows, WIDTH), np.float32)

@@ -50,6 +50,7 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     reference: bool  # the median over channels is taken away
     before: int  # row that a spike's sample is at
     probe: str = ""
+    step_uv: float = 0.0  # microvolts of a step of the ADC; 0: not known
     source: str = ""  # what they were made from, for people
 
 
@@ -168,7 +169,7 @@ def _check(templates: Templates, where: object) -> None:
         if not 1 <= sizes[axis] <= most:
             raise BadInput(where, what, sizes[axis], f"1 to {most}")
     rates = 0 < s.highpass_hz < 0.5 * s.fs < 1e6
-    if not rates or not 0 <= s.before < sizes["R"]:
+    if not rates or not 0 <= s.before < sizes["R"] or not 0 <= s.step_uv < 1e3:
         raise BadInput(where, "settings", s, "rates and a row of the waveforms that can be")
     site = tensors["site"]
     if (site != np.rint(site)).any() or site.min() < 0 or site.max() >= sizes["C"]:

@@ -11,7 +11,16 @@ from neds_rt.sources import open_source
 from neds_rt.sources.units import UnitMap
 from tests.rt import test_spikeglx as spikeglx
 from tests.rt.raw_band import FS, NAMES, raw, recording, templates
-from tests.rt.serving import MODALITIES, SHAPE, Serving, fail, wait_for
+from tests.rt.serving import (
+    MODALITIES,
+    SHAPE,
+    WINDOW,
+    Serving,
+    fail,
+    outputs,
+    reference,
+    wait_for,
+)
 from tests.rt.spike_frames import counters_of
 from tools.twins.spikeglx import SpikeGlxTwin
 
@@ -52,7 +61,7 @@ def offline(data, first, order):
     begin, end = (round(found[f"domain_{end}"][0] * FS) + first for end in ("start", "end"))
     low, high = -(-begin // 600), end // 600
     counts = _core.bin_spikes(sample, found["spike_units"], len(NAMES), FS, 0.02, low, high - low)
-    return low, counts[:, order]
+    return low, np.ascontiguousarray(counts[:, order])
 
 
 def test_bins_equal_the_offline_path_bit_for_bit_in_the_models_order(path):
@@ -123,20 +132,25 @@ def bundle_with_templates(path, units=UNITS):
 
 
 class TestServed:
-    def test_from_the_twin_to_decodes(self, tmp_path):
-        """Decodes of real processes are those of the offline bins."""
+    def test_decodes_are_those_of_the_offline_bins(self, tmp_path):
         path = bundle_with_templates(tmp_path / "m.neds")
-        with SpikeGlxTwin(DATA) as twin:
+        with SpikeGlxTwin(DATA, paced=False) as twin:
             uri = f"spikeglx://127.0.0.1:{twin.port}?mode=templates"
             with Serving(path, {"a": uri}) as server:
-                decodes = server.decodes(60)
+                twin.advance(100)
+                wait_for(lambda: twin.fetches > 0)
+                twin.advance(40_000)
+                begin, counts = offline(DATA[100:40_100], 100, list(range(len(UNITS))))
+                decodes = server.decodes(len(counts))
                 summary = server.end()
-        bins = [d.bin for d in decodes]
-        assert bins == list(range(bins[0], bins[0] + 60))
+        assert [d.bin for d in decodes] == list(range(begin, begin + len(counts)))
+        expected = reference(read_bundle(path), list(counts))
+        for decode, row in list(zip(decodes, expected, strict=True))[WINDOW:]:
+            assert decode.reason == "ok"
+            np.testing.assert_allclose(outputs(decode), row, atol=1e-5)
         source = summary["sources"]["a"]
         assert source["templates"] == len(UNITS)
         assert source["units"]["missing"] == []
-        assert source["counters"]["too_late"] == 0
         assert source["counters"]["spikes"] > 40
 
     def test_a_bundle_without_templates_is_refused(self, tmp_path):
@@ -153,7 +167,7 @@ class TestServed:
 
         bundle = read_bundle(bundle_with_templates(tmp_path / "m.neds"))
         assert bundle_templates(bundle)["a"].names == templates().names
-        with pytest.raises(BadInput, match="templates: probe 'a'"):
+        with pytest.raises(BadInput, match="templates: found probe 'a'"):
             bundle_with_templates(tmp_path / "n.neds", [Unit("b", 1, 1)])
 
 

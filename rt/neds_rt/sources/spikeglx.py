@@ -14,7 +14,6 @@ and the cluster of the sorting.
 
 from __future__ import annotations
 
-import itertools
 import math
 import threading
 import time
@@ -26,6 +25,7 @@ from neds_rt.errors import BadInput
 from neds_rt.sources import raw
 from neds_rt.sources.address import parse_address
 from neds_rt.sources.frame import Frame
+from neds_rt.sources.handover import Handover, hand_over
 from neds_rt.sources.raw import RawBand, RawOptions
 from neds_rt.sources.spikeglx_wire import Connection, Refused, Trouble
 from neds_rt.sources.units import UnitMap
@@ -33,7 +33,6 @@ from neds_rt.sources.units import UnitMap
 DEFAULT_PORT = 4142
 FETCH_S = 0.1  # at most so much a request: what has piled up comes in several
 RETRY_S = 0.25
-QUEUE = 2000  # frames between the two threads
 MAX_CHANNELS = 4096
 JUMP_S = 1.0  # a count that is so far from what the clock says is another run's
 
@@ -52,7 +51,6 @@ MESSAGES = {
     "dropped_frames": "the server was too far behind; frames were dropped and leave a gap",
 }
 COUNTERS = ("fetches", "samples", "spikes", "unknown_spikes", *MESSAGES)
-_serial = itertools.count()
 
 
 class Options(RawOptions, frozen=True):
@@ -77,27 +75,18 @@ class SpikeGlxSource:
         _check(where, self._options)
         self.counters = dict.fromkeys(COUNTERS, 0)
         band = RawBand(where, name, self._options, units, self.counters)
-        endpoint = f"inproc://spikeglx-{next(_serial)}"
-        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PULL)
-        self._socket.setsockopt(zmq.RCVHWM, QUEUE)
-        self._socket.bind(endpoint)
-        self._fetcher = Fetcher(self, band, endpoint, self._options)
+        self._handover = Handover()
+        self._fetcher = Fetcher(self, band, self._handover, self._options)
         self._fetcher.start()
 
     @property
     def pollable(self) -> zmq.Socket[bytes]:
         """The end of the in-process socket."""
-        return self._socket
+        return self._handover.socket
 
     def receive(self, frame: Frame) -> bool:
         """Take one frame that the other thread has made."""
-        try:
-            parts = self._socket.recv_multipart(zmq.NOBLOCK)
-        except zmq.Again:
-            return False
-        frame.header, frame.payload = parts
-        frame.parts = 2
-        return True
+        return self._handover.receive(frame)
 
     def tend(self) -> str:
         """Return what the other thread is at."""
@@ -110,20 +99,20 @@ class SpikeGlxSource:
     def close(self) -> None:
         """End the thread and close both sockets."""
         self._fetcher.end()
-        self._socket.close()
+        self._handover.close()
 
 
 class Fetcher(threading.Thread):
     """Fetches, finds spikes and hands frames on, for as long as the source lives."""
 
     def __init__(
-        self, source: SpikeGlxSource, band: RawBand, endpoint: str, options: Options
+        self, source: SpikeGlxSource, band: RawBand, handover: Handover, options: Options
     ) -> None:
         super().__init__(name=f"spikeglx {source.name}", daemon=True)
         self.state = f"connecting to {source.address.host}:{source.address.port}"
         self._where = f"{source.address.host}:{source.address.port}"
         self._address, self._counters, self._options = source.address, source.counters, options
-        self._band, self._endpoint = band, endpoint
+        self._band, self._handover = band, handover
         self._frame = Frame()
         self._stop_asked = threading.Event()
         self._connection: Connection | None = None
@@ -147,11 +136,7 @@ class Fetcher(threading.Thread):
 
     def run(self) -> None:
         """Connect, fetch, and begin again whatever happens."""
-        push: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PUSH)
-        push.setsockopt(zmq.SNDHWM, QUEUE)
-        push.setsockopt(zmq.LINGER, 0)
-        push.connect(self._endpoint)
-        with push:
+        with self._handover.sender() as push:
             while not self._stop_asked.is_set():
                 try:
                     self._converse(push)
@@ -276,9 +261,7 @@ class Fetcher(threading.Thread):
         self._next, self._next_s = head + n, time.monotonic()
         if not told:
             return
-        try:
-            push.send_multipart([self._frame.header, self._frame.payload], zmq.NOBLOCK)
-        except zmq.Again:
+        if not hand_over(push, self._frame):
             self._counters["dropped_frames"] += 1
 
 
