@@ -116,7 +116,8 @@ def run_offline(
     data = made.read(begin, end)
     rows = np.empty(data.shape, np.float32)
     front.process(np.ascontiguousarray(data).data, rows)
-    recording = NumpyRecording(rows, FS).set_probe(made.probe)
+    recording = NumpyRecording(rows, FS)
+    recording.set_probe(made.probe)
     recording.annotate(is_filtered=True)
     dense = np.zeros((len(t["unit"]), t["waveform"].shape[1], CHANNELS), np.float32)
     for u in range(len(dense)):
