@@ -30,7 +30,8 @@ PARTS = COUNTERS.index("bad_parts")
 OVERSIZE = COUNTERS.index("oversize")
 
 REASONS: tuple[str, ...] = _core.REASONS
-OK, WARMING_UP, GAP, STALE, NOT_FINITE, ENGINE_FAILED = range(len(REASONS))
+(OK, WARMING_UP, GAP, STALE, NOT_FINITE, ENGINE_FAILED, STREAM_MISSING, UNITS_SILENT,
+ UNITS_SATURATED, CLOCK_JUMP, FAILED_OVER, DRIFT, DEADLINE_MISSED) = range(len(REASONS))
 
 DEFAULT_OPEN_BINS = 512
 
@@ -75,22 +76,37 @@ def give_templates(maps: dict[str, UnitMap], bundle: Bundle) -> None:
 
 
 def make_assembler(
-    manifest: Manifest, probes: Sequence[str], open_bins: int = DEFAULT_OPEN_BINS
+    manifest: Manifest, probes: Sequence[str], open_bins: int = DEFAULT_OPEN_BINS,
+    close_after_s: float | None = None, clock_jump_s: float | None = None,
 ) -> _core.Assembler:
-    """Return the assembler of a bundle's units; `probes` names its streams."""
+    """Return the assembler of a bundle's units; `probes` names its streams.
+
+    Without the last two, in seconds, bins wait for every stream for ever, and clocks are not looked
+    at: arrival times play no part.
+    """
     for name in probes:
         if not 0 < len(name.encode()) <= MAX_NAME_BYTES:
             raise BadInput("--probe", "name", repr(name), f"1 to {MAX_NAME_BYTES} bytes")
     streams = stream_rows(manifest, probes)
-    return _core.Assembler(manifest.bin_size_s, streams, len(manifest.units), open_bins)
+    return _core.Assembler(manifest.bin_size_s, streams, len(manifest.units), open_bins,
+                           close_after_s, clock_jump_s)
 
 
-def make_encoder(manifest: Manifest, n_streams: int = 1) -> _core.DecodeEncoder:
-    """Return the encoder of a bundle's decode messages."""
+def make_encoder(
+    manifest: Manifest, n_streams: int = 1, deadline_s: float | None = None
+) -> _core.DecodeEncoder:
+    """Return the encoder of a bundle's decode messages.
+
+    One that is written later than `deadline_s` after its frame came says so; None for never.
+    """
     modalities = [
         _core.Modality(m.name, m.kind, m.n_outputs, m.classes, m.sd) for m in manifest.modalities
     ]
-    return _core.DecodeEncoder(modalities, manifest.model_hash, n_streams * (MAX_NAME_BYTES + 1))
+    encoder = _core.DecodeEncoder(
+        modalities, manifest.model_hash, n_streams * (MAX_NAME_BYTES + 1))
+    if deadline_s is not None:
+        encoder.set_deadline(round(deadline_s * 1e9))
+    return encoder
 
 
 def make_stepper(engine: Engine, counts: NDArray[np.uint16], *, dry: bool = False) -> _core.Stepper:

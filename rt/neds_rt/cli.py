@@ -7,6 +7,7 @@ import sys
 COMMANDS = {
     "demo": ("neds_rt.commands.demo", "synthetic probe, server and client, live in the terminal"),
     "serve": ("neds_rt.commands.serve", "decode a live spike stream"),
+    "model": ("neds_rt.commands.model", "change the model of a running server, without a gap"),
     "replay": ("neds_rt.commands.replay", "play a prepared session as a live probe"),
     "record": ("neds_rt.commands.record", "record what sources deliver as a session"),
     "doctor": ("neds_rt.commands.doctor", "examine a rig: ports, plugins, what is mis-selected"),

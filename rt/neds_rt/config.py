@@ -22,9 +22,20 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     align: Literal["auto", "on", "off"] = "auto"  # probes with clocks of their own
     keep_warm: Literal["auto", "on", "off"] = "auto"
     stale_after: float = 0.5  # seconds without a closed bin before decodes are marked stale
+    # Seconds for which bins wait for a stream that says nothing new while others go on. Ten blocks
+    # of the slowest acquisition program known; half of stale_after, so that one dead probe is told
+    # as what it is before all input would count as stale.
+    close_after: float = 0.25
+    clock_jump: float = 0.5  # seconds by which a stream's clock may leave this machine's
+    deadline_ms: float | None = None  # of a decode, from its frame on; a bin's length by default
     open_bins: int = 512  # bins kept open per probe for early spikes and slow other probes
     max_bins: int | None = None  # end after this many decoded bins
     idle_exit: float | None = None  # end this many seconds after the last bin
+    control: str = ""  # path of the control socket, none unless given
+    fail_over: Literal["native", "off"] = "native"  # what takes over when another engine fails
+    budget_ms: float | None = None  # of a step; None: the length of a bin
+    overruns: int = 5  # steps in a row over the budget with which an engine has failed
+    hang_after: float = 5.0  # seconds in one step after which the process is ended
     insecure: bool = False  # accept endpoints that other machines can reach
 
     def check(self) -> None:
@@ -33,11 +44,14 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise BadInput("serve", "--probe", "none", "at least one NAME=URI")
         if not self.model:
             raise BadInput("serve", "--model", "none", "a model bundle")
-        for name in ("stale_after", "idle_exit"):
+        for name in ("stale_after", "close_after", "clock_jump", "deadline_ms", "idle_exit",
+                     "hang_after", "budget_ms"):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
-                raise BadInput("serve", _option(name), value, "a number of seconds above 0")
-        for name, least, most in (("open_bins", 4, 1 << 20), ("max_bins", 1, None)):
+                unit = "milliseconds" if name.endswith("_ms") else "seconds"
+                raise BadInput("serve", _option(name), value, f"a number of {unit} above 0")
+        limits = (("open_bins", 4, 1 << 20), ("max_bins", 1, None), ("overruns", 1, 1 << 20))
+        for name, least, most in limits:
             value = getattr(self, name)
             if value is not None and (value < least or (most is not None and value > most)):
                 limit = f"at least {least}" if most is None else f"{least} to {most}"

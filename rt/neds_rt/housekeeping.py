@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +21,7 @@ PERIOD_S = 0.25
 # What is said when a counter first moves; counters that are not here are part of normal work.
 MESSAGES = {
     "gaps": "a stretch of the input is missing; its bins are lost",
+    "missing": "a stream says nothing new while others go on; bins close without it",
     "restarts": "the source restarted; the model starts anew",
     "saturated": "a unit had more than 65535 spikes in a bin",
     "late_spikes": "spikes below their stream's watermark were dropped",
@@ -48,9 +49,11 @@ class Housekeeping:
 
     def __init__(
         self, counters: NDArray[np.int64], sources: Sequence[Source] = (),
-        aligner: Aligner | None = None,
+        aligner: Aligner | None = None, also: Callable[[], None] = lambda: None,
     ) -> None:
+        """`also` is called as often as the counters are looked at."""
         self._counters = counters
+        self._also = also
         self._sources = sources
         self._aligner = aligner
         self._states: dict[str, str] = {}  # what was said last, by whom
@@ -92,6 +95,7 @@ class Housekeeping:
                 logger.warning("%s: %s", name, state)
 
     def _look(self) -> None:
+        self._also()
         counters = dict(zip(COUNTERS, self._counters.tolist(), strict=True))
         self._log_first("", counters, MESSAGES)
         for source in self._sources:

@@ -17,8 +17,9 @@ import zmq
 from neds_rt import _core, aligning, assemble
 from neds_rt.bundle import Bundle
 from neds_rt.config import ServeConfig
+from neds_rt.engine_slot import EngineSlot
 from neds_rt.engines import Engine
-from neds_rt.errors import BadInput, EngineFailed, StartError
+from neds_rt.errors import BadInput, EngineFailed
 from neds_rt.housekeeping import Housekeeping, logger
 from neds_rt.keepwarm import NEVER, KeepWarm
 from neds_rt.machine import machine_facts, resident_bytes
@@ -29,7 +30,6 @@ from neds_rt.sources.units import read_unit_file
 from neds_rt.stats import latency_summary, now_ns
 from neds_rt.wire import MAX_SPIKES_PER_FRAME, SPIKE_DTYPE
 
-WARM_UP_STEPS = 50
 LATENCY_BINS = 1 << 16  # of which latency is kept
 MAX_PAYLOAD_BYTES = MAX_SPIKES_PER_FRAME * SPIKE_DTYPE.itemsize
 LONGEST_WAIT_NS = 100_000_000  # a stop request is seen at least this often
@@ -42,36 +42,37 @@ class Server:
         """Check that everything fits and bind the sink; raises `BadInput` where it does not."""
         config.check()
         manifest = bundle.manifest
-        check_engine(engine, bundle)
-        self.config, self.engine, self.model_hash = config, engine, manifest.model_hash
+        self.config = config
         unit_file = read_unit_file(config.units) if config.units else None
         self._unit_maps = assemble.unit_maps(manifest, list(config.probe), unit_file)
         assemble.give_templates(self._unit_maps, bundle)
-        self.assembler = assemble.make_assembler(manifest, list(config.probe), config.open_bins)
-        self._encoder = assemble.make_encoder(manifest, len(config.probe))
+        self.assembler = assemble.make_assembler(
+            manifest, list(config.probe), config.open_bins, config.close_after, config.clock_jump)
         self.latency = _core.LatencyRing(LATENCY_BINS)
-        self._pipeline = _core.Pipeline(
-            self.assembler, self._encoder, assemble.make_stepper(engine, self.assembler.counts),
-            self.latency, manifest.shape.window,
-        )
-        self._rehearse = assemble.Rehearsal(manifest, engine)
-        self._message = self._encoder.buffer.data
+        self.slot = EngineSlot(config, bundle, engine, self.assembler, self.latency)
+        self._pipeline = self.slot.pipeline
         self._frame = Frame()
         aligned = aligning.wanted(config.align, config.probe)
         self._aligner = aligning.Aligner(config.probe) if aligned else None
         self._bin_ns = int(manifest.bin_size_s * 1e9)
-        self.keep_warm = KeepWarm(config.keep_warm, self._bin_ns, self._warm)
+        self.keep_warm = KeepWarm(config.keep_warm, self._bin_ns, self.slot.warm)
         self.decodes = self.stale_decodes = 0
         self._stopping = False
         self.failure: EngineFailed | None = None  # why the server ended by itself
         self._last_frame_ns = self._stale_due_ns = 0
         self._idle_ns = NEVER if config.idle_exit is None else int(config.idle_exit * 1e9)
-        self._stale_ns = max(int(config.stale_after * 1e9), 2 * self._bin_ns)
+        # Bins come a bin apart: less than that and 5 ms for the way says nothing of the input.
+        self._stale_ns = max(int(config.stale_after * 1e9), self._bin_ns + 5_000_000)
         self._rss_ready: int | None = None
         self._source_reports: dict[str, dict[str, Any]] = {}
         self._sources: dict[Any, Source] = {}  # by what the poller calls them
         self._sink: Sink = open_sink(config.out, insecure=config.insecure)
         self.endpoint = self._sink.endpoint
+        try:
+            self.slot.open(self._publish_last)
+        except BaseException:
+            self._sink.close()
+            raise
 
     def run(self, on_ready: Callable[[Server], None] | None = None) -> dict[str, Any]:
         """Serve until stopped; return the summary. `on_ready` is called before the first frame.
@@ -83,11 +84,12 @@ class Server:
         housekeeping: Housekeeping | None = None
         was_enabled = gc.isenabled()
         try:
-            self._warm_up()
+            self.slot.warm_up()
             poller = self._open_sources()
             housekeeping = Housekeeping(self.assembler.counters, list(self._sources.values()),
-                                        self._aligner)
+                                        self._aligner, self.slot.tend)
             housekeeping.start()
+            self.slot.start()
             gc.collect()
             gc.freeze()
             gc.disable()
@@ -100,6 +102,7 @@ class Server:
             gc.unfreeze()
             if was_enabled:
                 gc.enable()
+            self.slot.stop()
             if housekeeping is not None and housekeeping.started:
                 housekeeping.stop()
             self._source_reports = {s.name: _source_report(s) for s in self._sources.values()}
@@ -115,6 +118,7 @@ class Server:
         for source in self._sources.values():
             source.close()
         self._sources.clear()
+        self.slot.close()
         self._sink.close()
 
     def _open_sources(self) -> zmq.Poller:
@@ -136,27 +140,16 @@ class Server:
             poller.register(source.pollable, zmq.POLLIN)
         return poller
 
-    def _warm_up(self) -> None:
-        try:
-            for _ in range(WARM_UP_STEPS):
-                self._warm()
-        except EngineFailed as error:
-            raise StartError(str(error)) from error
-
-    def _warm(self) -> None:
-        """Go through a bin that nobody gets to see, leaving the stream as it is."""
-        try:
-            self._rehearse()
-        except Exception as error:
-            raise EngineFailed(self.engine.name, error) from error
-
     def _serve(self, poller: zmq.Poller) -> None:
         try:
             while not self._stopping:
                 self._turn(poller)
         except EngineFailed as error:
             self.failure = error
-            self._publish(self._pipeline.nothing(assemble.ENGINE_FAILED, now_ns()))
+            self._publish_last()
+
+    def _publish_last(self) -> None:
+        self._publish(self._pipeline.nothing(assemble.ENGINE_FAILED, now_ns()))
 
     # The hot path, from here to `_publish`.
 
@@ -164,10 +157,13 @@ class Server:
         """Wait for frames, take one from every source that has one, then do what is due."""
         now = now_ns()
         due = min(now + LONGEST_WAIT_NS, self._stale_due_ns, self.keep_warm.due_ns)
-        ready = poller.poll(max(0, -((now - due) // 1_000_000)))
+        behind = self._pipeline.standby_behind  # seen to before waiting, but after any frame
+        ready = poller.poll(0 if behind else max(0, -((now - due) // 1_000_000)))
         if ready:
             for pollable, _ in ready:
                 self._receive(self._sources[pollable])
+        elif behind:
+            self._pipeline.follow()
         elif self.keep_warm.tick(now_ns()):
             for source in self._sources.values():  # most likely in vain, which warms it as well
                 self._receive(source)
@@ -201,7 +197,7 @@ class Server:
         try:
             size = pipeline.feed(frame.header, frame.payload, received)
         except Exception as error:
-            raise EngineFailed(self.engine.name, error) from error
+            raise self.slot.failed(error) from error
         while size:
             self._publish(size)
             self.decodes += 1
@@ -212,7 +208,7 @@ class Server:
             try:
                 size = pipeline.next()
             except Exception as error:
-                raise EngineFailed(self.engine.name, error) from error
+                raise self.slot.failed(error) from error
         if self.decodes > before:
             self._stale_due_ns = now_ns() + self._stale_ns
             self.keep_warm.bin_closed(received, pipeline.service_ns)
@@ -225,7 +221,7 @@ class Server:
         self._stale_due_ns = max(self._stale_due_ns, now - self._bin_ns) + self._bin_ns
 
     def _publish(self, size: int) -> None:
-        self._sink.send(self._message[:size])
+        self._sink.send(self.slot.message()[:size])
 
     def summary(self, seconds: float) -> dict[str, Any]:
         """Return what happened, JSON-ready; the fields are listed in README.md."""
@@ -242,9 +238,10 @@ class Server:
             "clocks": None if self._aligner is None else self._aligner.report(),
             "latency": latency_summary(self.latency),
             "keep_warm": self.keep_warm.report(),
-            "engine": self.engine.name,
-            "precision": self.engine.precision,
-            "model": self.model_hash,
+            "engine": self.slot.engine.name,
+            "precision": self.slot.engine.precision,
+            "model": self.slot.model.model_hash,
+            **self.slot.report(),
             "endpoint": self.endpoint,
             "failure": None if self.failure is None else str(self.failure),
             "seconds": round(seconds, 3),
@@ -256,21 +253,10 @@ class Server:
         }
 
 
-def check_engine(engine: Engine, bundle: Bundle) -> None:
-    """Raise `BadInput` unless the engine has the bundle's units and outputs."""
-    n_units = len(bundle.manifest.units)
-    n_outputs = sum(m.n_outputs for m in bundle.manifest.modalities)
-    if engine.n_units != n_units:
-        raise BadInput(bundle.where, "units", f"{n_units} in the manifest", str(engine.n_units))
-    if engine.n_outputs != n_outputs:
-        found = f"{n_outputs} in the manifest"
-        raise BadInput(bundle.where, "outputs", found, str(engine.n_outputs))
-
-
 def announce(server: Server) -> None:
     """Print the line on standard error that says that frames will now be decoded."""
     probes = " ".join(f"{name}={uri}" for name, uri in server.config.probe.items())
-    print(f"ready {server.endpoint} engine={server.engine.name} {probes}", file=sys.stderr,
+    print(f"ready {server.endpoint} engine={server.slot.engine.name} {probes}", file=sys.stderr,
           flush=True)
 
 

@@ -127,6 +127,8 @@ class Decode(msgspec.Struct, frozen=True, tag_field="kind", tag="decode"):
     valid: bool
     reason: str  # "ok" when valid, else one of the others in README.md
     values: dict[str, Value]
+    missing: list[str] = []  # streams without which the bin was closed
+    drift: float = math.nan  # 1 and more is an alarm; NaN where the bundle has no statistics
 
 
 def decode_message(data: bytes) -> Decode:

@@ -3,7 +3,9 @@
 #pragma once
 
 #include <array>
+#include <cmath>
 #include <span>
+#include <string_view>
 
 #include "stream.hpp"
 
@@ -22,6 +24,8 @@ enum Counter : int {
   kPartialSpikes,  // spikes of bins that were lost or began before the stream did
   kAheadSpikes,    // spikes further past the watermark than is kept
   kUnitRange,      // spikes of a unit the stream does not have
+  kPartialBins,    // bins handed out without a stream that was missing
+  kMissing,        // times that a stream went missing
   kDuplicate,      // from here on: frames refused whole, by reason
   kEndedSession,
   kHeader,
@@ -40,16 +44,23 @@ enum Counter : int {
 inline constexpr std::array<const char*, kCounters> kCounterNames = {
     "frames",        "spikes",        "bins",        "lost_bins",      "gaps",
     "lost_frames",   "restarts",      "saturated",   "late_spikes",    "partial_spikes",
-    "ahead_spikes",  "unit_range",    "duplicate",   "ended_session",  "bad_header",
-    "bad_version",   "bad_range",     "bad_stream",  "bad_payload",    "bad_rate",
-    "bad_watermark", "overrun",       "bad_parts",   "oversize"};
+    "ahead_spikes",  "unit_range",    "partial_bins", "missing",       "duplicate",
+    "ended_session", "bad_header",    "bad_version", "bad_range",      "bad_stream",
+    "bad_payload",   "bad_rate",      "bad_watermark", "overrun",      "bad_parts",
+    "oversize"};
+
+// How long the others wait for a stream, and how far its clock may leave this machine's.
+struct Patience {
+  std::int64_t close_after_ns = INT64_MAX;  // of silence, after which bins close without a stream
+  double clock_jump_s = std::numeric_limits<double>::infinity();
+};
 
 class Assembler {
  public:
   // `streams`: name and model rows of each; rows of all streams together are 0..n_units-1 once each.
   Assembler(double bin_size_s, std::vector<std::pair<std::string, std::vector<std::int32_t>>> streams,
-            std::size_t n_units, std::size_t open_bins)
-      : bin_size_s_(bin_size_s), open_bins_(open_bins), counts_(n_units) {
+            std::size_t n_units, std::size_t open_bins, Patience patience = {})
+      : bin_size_s_(bin_size_s), open_bins_(open_bins), patience_(patience), counts_(n_units) {
     if (streams.empty() || open_bins < 4 || !(bin_size_s > 0)) {
       throw std::invalid_argument("an assembler needs streams, a bin size and 4 open bins or more");
     }
@@ -67,13 +78,17 @@ class Assembler {
       throw std::invalid_argument("the rows of the streams must be 0..n_units-1, once each");
     }
     session_.reserve(streams_.size() * (kMaxNameBytes + 1));
+    missing_.reserve(streams_.size());
   }
 
-  // Takes one frame and returns how many bins now wait to be popped, lost ones included.
+  // Takes one frame, received at `recv_ns`, and returns how many bins now wait to be popped, lost
+  // ones included. Without a `Patience` the time plays no part.
   std::int64_t push(const std::uint8_t* header, std::size_t header_size, const std::uint8_t* payload,
-                    std::size_t payload_size) noexcept {
+                    std::size_t payload_size, std::int64_t recv_ns = 0) noexcept {
+    now_ns_ = recv_ns;
     const Counter refused = take(header, header_size, payload, payload_size);
     ++counters_[refused];  // kFrames when it was accepted
+    if (patience_.close_after_ns != INT64_MAX) look_for_missing();
     return available();
   }
 
@@ -94,12 +109,25 @@ class Assembler {
     if (end > next_) {
       next_ = end;
       count(kLostBins, end - bin_);
+      leave_missing();
       return bin_ - end;
     }
-    for (Stream& s : streams_) hand_out(s);
+    for (Stream& s : streams_) {
+      if (!s.missing) hand_out(s);
+    }
     ++next_;
-    ++counters_[kBins];
+    leave_missing();
+    ++counters_[missing_.empty() ? kBins : kPartialBins];
     return 1;
+  }
+
+  // Names of the streams that bins now close without.
+  std::span<const std::string_view> missing() const noexcept { return missing_; }
+  // Whether the clock of a stream that is there is off by more than it may.
+  bool clock_jumped() const noexcept {
+    return std::any_of(streams_.begin(), streams_.end(), [&](const Stream& s) {
+      return !s.missing && std::abs(s.clock.off_s()) > patience_.clock_jump_s;
+    });
   }
 
   std::span<std::uint16_t> counts() noexcept { return counts_; }
@@ -109,16 +137,18 @@ class Assembler {
   std::int64_t epoch() const noexcept { return epoch_; }
   // The streams' session names: one where all agree, else joined by "+" in stream order.
   std::string_view session() const noexcept { return session_; }
-  // End of `bin` in seconds of the first stream's clock.
+  // End of `bin` in seconds of the clock of the first stream that has started.
   double end_s(std::int64_t bin) const noexcept {
-    const BinGrid& grid = streams_.front().grid;
+    const auto started = std::find_if(streams_.begin(), streams_.end(),
+                                      [](const Stream& s) { return s.started; });
+    const BinGrid& grid = (started == streams_.end() ? streams_.begin() : started)->grid;
     return static_cast<double>(grid.edge(bin + 1)) / grid.fs();
   }
   // Seconds from the newest spike handed out to the end of what its stream has delivered; -1: none.
   double spike_lag_s() const noexcept {
     double lag = -1;
     for (const Stream& s : streams_) {
-      if (s.newest == BinQueue::kNoSpike) continue;
+      if (s.newest == BinQueue::kNoSpike || s.missing) continue;
       const double own = static_cast<double>(s.watermark - s.newest) / s.grid.fs();
       lag = lag < 0 ? own : std::min(lag, own);
     }
@@ -180,9 +210,10 @@ class Assembler {
     s.reach = 0;
     s.newest = BinQueue::kNoSpike;
     s.queue.start(first);
+    s.clock.restart();
     apply(s, h, payload, h.t0_sample, plan);
     name_session();
-    align();
+    if (!aligned_) align();
     return kFrames;
   }
 
@@ -193,31 +224,81 @@ class Assembler {
     s.has_ended_session = true;
     for (Stream& other : streams_) {
       if (other.session.view() != session) other.started = false;
+      other.missing = false;
     }
+    list_missing();
     aligned_ = false;
+    waiting_since_ns_ = now_ns_;
     ++epoch_;
     ++counters_[kRestarts];
   }
 
   void align() noexcept {
+    next_ = INT64_MIN;
     for (const Stream& s : streams_) {
+      if (s.missing) continue;
       if (!s.started) return;
+      next_ = std::max(next_, s.first_bin);
     }
-    next_ = streams_.front().first_bin;
-    for (const Stream& s : streams_) next_ = std::max(next_, s.first_bin);
     aligned_ = true;
   }
 
-  void name_session() noexcept {
-    const std::string_view first = streams_.front().session.view();
-    session_.assign(first);  // within the capacity reserved: sessions are at most kMaxNameBytes
-    if (std::all_of(streams_.begin(), streams_.end(),
-                    [&](const Stream& s) { return s.session.view() == first; })) {
-      return;
+  // Streams that went missing, and those that are back. A stream is missing when it holds up bins
+  // that others have closed and has said nothing new for so long; a stream that comes late but comes
+  // is waited for. It is back when it has caught up with the bins that were closed without it.
+  void look_for_missing() noexcept {
+    std::int64_t lead = INT64_MIN;
+    for (const Stream& s : streams_) {
+      if (s.started && !s.missing) lead = std::max(lead, aligned_ ? s.closed_end : INT64_MAX);
     }
-    for (std::size_t i = 1; i < streams_.size(); ++i) {
-      session_.push_back('+');
-      session_.append(streams_[i].session.view());
+    bool changed = false;
+    for (Stream& s : streams_) {
+      const bool behind = aligned_ ? s.closed_end <= next_ && lead > next_ : !s.started;
+      const bool was = s.missing;
+      if (was) {
+        s.missing = !(s.started && s.closed_end >= next_);
+      } else if (behind && lead != INT64_MIN &&
+                 now_ns_ - std::max(s.heard_ns, waiting_since_ns_) > patience_.close_after_ns) {
+        s.missing = true;
+        ++counters_[kMissing];
+      }
+      changed = changed || s.missing != was;
+    }
+    if (!changed) return;
+    list_missing();
+    if (!aligned_) align();
+  }
+
+  void list_missing() noexcept {
+    missing_.clear();
+    for (const Stream& s : streams_) {
+      if (s.missing) missing_.push_back(s.name);  // within the capacity reserved
+    }
+  }
+
+  // What a missing stream has of the bins that were handed out without it is dropped, and so are
+  // the bins that it has in part: were they kept, they would lack the spikes dropped with them.
+  void leave_missing() noexcept {
+    for (Stream& s : streams_) {
+      if (!s.missing || !s.started || (s.queue.empty() && s.queue.run_begin() >= next_)) continue;
+      s.queue.start(std::max(next_, s.queue.run_end()));
+    }
+  }
+
+  // One name where all streams agree that were heard of, else all of theirs.
+  void name_session() noexcept {
+    session_.clear();  // stays within the capacity reserved: names are at most kMaxNameBytes long
+    const Stream* first = nullptr;
+    bool agree = true;
+    for (const Stream& s : streams_) {
+      if (!s.has_session) continue;
+      if (first == nullptr) first = &s;
+      agree = agree && s.session.view() == first->session.view();
+    }
+    for (const Stream& s : streams_) {
+      if (!s.has_session || (agree && &s != first)) continue;
+      if (!session_.empty()) session_.push_back('+');
+      session_.append(s.session.view());
     }
   }
 
@@ -307,6 +388,9 @@ class Assembler {
       ++counters_[kSpikes];
       if (s.queue.add(bin, unit, sample)) ++counters_[kSaturated];
     }
+    if (s.heard_ns == Stream::kNever || h.watermark > s.watermark) s.heard_ns = now_ns_;
+    if (waiting_since_ns_ == Stream::kNever) waiting_since_ns_ = now_ns_;
+    s.clock.see(static_cast<double>(h.watermark) / h.fs, static_cast<double>(now_ns_) * 1e-9);
     s.seq = h.seq;
     s.watermark = h.watermark;
     s.closed_end = s.grid.bin_of(h.watermark);
@@ -327,10 +411,12 @@ class Assembler {
 
   std::int64_t open_bins() const noexcept { return static_cast<std::int64_t>(open_bins_); }
 
-  // First bin that is not closed in every stream.
+  // First bin that is not closed in every stream that is there.
   std::int64_t limit() const noexcept {
-    std::int64_t end = streams_.front().closed_end;
-    for (const Stream& s : streams_) end = std::min(end, s.closed_end);
+    std::int64_t end = INT64_MAX;
+    for (const Stream& s : streams_) {
+      if (!s.missing) end = std::min(end, s.closed_end);
+    }
     return end;
   }
 
@@ -340,7 +426,9 @@ class Assembler {
     std::int64_t bin = next_;
     while (bin < end) {
       std::int64_t resume = bin;
-      for (Stream& s : streams_) resume = std::max(resume, first_kept(s.queue, bin));
+      for (Stream& s : streams_) {
+        if (!s.missing) resume = std::max(resume, first_kept(s.queue, bin));
+      }
       if (resume == bin) return bin;
       bin = std::min(resume, end);
     }
@@ -363,12 +451,16 @@ class Assembler {
 
   double bin_size_s_;
   std::size_t open_bins_;
+  Patience patience_;
   std::vector<Stream> streams_;
+  std::vector<std::string_view> missing_;
   std::vector<std::uint16_t> counts_;
   std::array<std::int64_t, kCounters> counters_{};
   std::string session_;
   bool aligned_ = false;
   std::int64_t next_ = 0, bin_ = 0, epoch_ = 0;
+  std::int64_t now_ns_ = 0;                         // when the frame at hand was received
+  std::int64_t waiting_since_ns_ = Stream::kNever;  // when the first stream of this epoch started
 };
 
 }  // namespace neds

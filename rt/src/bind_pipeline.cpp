@@ -79,9 +79,14 @@ void bind_parts(nb::module_& m) {
   nb::class_<Validity>(m, "Validity", "Says why a decode is or is not valid.")
       .def(nb::init<std::int64_t>(), "window"_a)
       .def("reset", &Validity::reset)
-      .def("advance", [](Validity& self, bool present,
-                         std::int64_t n_bins) { return int{self.advance(present, n_bins)}; },
-           "present"_a, "n_bins"_a = 1);
+      .def("advance",
+           [](Validity& self, bool present, std::int64_t n_bins, bool partial, bool jumped,
+              int health) {
+             if (health < 0 || health >= kReasons) throw nb::index_error("no such reason");
+             return int{self.advance({!present, partial, jumped}, n_bins,
+                                     static_cast<Reason>(health))};
+           },
+           "present"_a, "n_bins"_a = 1, "partial"_a = false, "jumped"_a = false, "health"_a = 0);
   nb::class_<LatencyRing>(m, "LatencyRing", "Stamps of the last bins, in memory taken once.")
       .def(nb::init<std::size_t>(), "capacity"_a)
       .def("add", [](LatencyRing& self, std::int64_t received, std::int64_t assembled,
@@ -96,7 +101,6 @@ void bind_parts(nb::module_& m) {
                 self.rows().data(), {self.rows().size(), LatencyRing::kStamps});
           },
           nb::rv_policy::reference_internal);
-  nb::class_<Stepper>(m, "Stepper", "What a pipeline asks of an engine.");
   nb::class_<NativeStepper, Stepper>(m, "NativeStepper", "The C++ engine in a pipeline.")
       .def(nb::init<StepEngine&, bool>(), "engine"_a, "dry"_a = false, nb::keep_alive<1, 2>());
   nb::class_<PythonStepper, Stepper>(m, "PythonStepper", "Any other engine in a pipeline.")
@@ -104,11 +108,51 @@ void bind_parts(nb::module_& m) {
            "n_outputs"_a, "dry"_a = false);
 }
 
+// What the engine threw, raised here; None when it threw nothing.
+void raise_failure(Pipeline& self) {
+  if (const std::exception_ptr failure = self.slot().take_failure()) {
+    std::rethrow_exception(failure);
+  }
+}
+
+void bind_swap(nb::class_<Pipeline>& pipeline) {
+  pipeline
+      .def("keep", [](Pipeline& self, History& history) { self.slot().keep(history); },
+           "history"_a, nb::keep_alive<1, 2>())
+      .def("limit",
+           [](Pipeline& self, std::int64_t budget_ns, std::int64_t overruns) {
+             self.slot().limit(budget_ns, overruns);
+           },
+           "budget_ns"_a, "overruns"_a)
+      .def("offer", [](Pipeline& self, Candidate& model) { self.slot().offer(model); }, "model"_a)
+      .def("retract",
+           [](Pipeline& self, Candidate& model) { return self.slot().retract(model); }, "model"_a)
+      .def("give_up", [](Pipeline& self) { return self.slot().give_up(); })
+      .def("raise_failure", &raise_failure)
+      .def("follow", [](Pipeline& self) { self.slot().follow(); },
+           nb::call_guard<nb::gil_scoped_release>())
+      .def("enter", [](Pipeline& self) { self.slot().enter(); })
+      .def("leave", [](Pipeline& self) { self.slot().leave(); })
+      .def("cut_off", [](Pipeline& self, std::int64_t since) { return self.slot().cut_off(since); },
+           "since"_a)
+      .def_prop_ro("busy_since", [](Pipeline& self) { return self.slot().busy_since(); })
+      .def_prop_ro("standby_behind", [](Pipeline& self) { return self.slot().standby_behind(); })
+      .def_prop_ro("swaps", [](Pipeline& self) { return self.slot().swaps(); })
+      .def_prop_ro("failovers", [](Pipeline& self) { return self.slot().failovers(); });
+}
+
 }  // namespace
 
 void bind_pipeline(nb::module_& m) {
   bind_parts(m);
-  nb::class_<Pipeline>(m, "Pipeline", "Frames in, decode messages out; the GIL is released.")
+  nb::class_<Pipeline> pipeline(m, "Pipeline", "Frames in, decode messages out; the GIL is released.");
+  bind_swap(pipeline);
+  pipeline
+      .def("__init__",
+           [](Pipeline* self, Assembler& assembler, const Candidate& model, LatencyRing& latency) {
+             new (self) Pipeline(assembler, model.model, latency);
+           },
+           "assembler"_a, "model"_a, "latency"_a, nb::keep_alive<1, 2>(), nb::keep_alive<1, 4>())
       .def(nb::init<Assembler&, DecodeEncoder&, Stepper&, LatencyRing&, std::int64_t>(),
            "assembler"_a, "encoder"_a, "stepper"_a, "latency"_a, "window"_a,
            nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>(), nb::keep_alive<1, 4>(),
@@ -129,6 +173,7 @@ void bind_pipeline(nb::module_& m) {
              return self.nothing(static_cast<Reason>(reason), now_ns);
            },
            "reason"_a, "now_ns"_a)
+      .def_prop_ro("seq", &Pipeline::seq)
       .def_prop_ro("service_ns", &Pipeline::service_ns)
       .def_prop_ro(
           "reasons",

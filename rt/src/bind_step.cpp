@@ -37,6 +37,7 @@ void construct(StepEngine* self, int units, int hidden, int layers, int heads, i
   }
   const neds::StepShape shape{units, hidden, layers, heads, mlp, window, conv, recurrent,
                               rope_base};
+  const nb::gil_scoped_release unlocked;  // packing takes longer than a served bin may wait
   new (self) StepEngine(shape, shapes, tensors, precision, isa);
 }
 

@@ -1,6 +1,7 @@
 // Python's view of the streaming parts: binning, header parsing, assembler, decode encoder.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/string_view.h>
@@ -62,18 +63,28 @@ nb::object parse_header_object(nb::handle data) {
                         h.sent_mono_ns, h.sent_real_ns, h.n_spikes);
 }
 
+using Streams = std::vector<std::pair<std::string, std::vector<std::int32_t>>>;
+
+void make_assembler(Assembler* self, double bin_size_s, Streams streams, std::size_t n_units,
+                    std::size_t open_bins, std::optional<double> close_after_s,
+                    std::optional<double> clock_jump_s) {
+  Patience patience;
+  if (close_after_s) patience.close_after_ns = static_cast<std::int64_t>(*close_after_s * 1e9);
+  if (clock_jump_s) patience.clock_jump_s = *clock_jump_s;
+  new (self) Assembler(bin_size_s, std::move(streams), n_units, open_bins, patience);
+}
+
 void bind_assembler(nb::module_& m) {
   nb::class_<Assembler>(m, "Assembler", "Frames of several streams -> closed bins, by watermark.")
-      .def(nb::init<double, std::vector<std::pair<std::string, std::vector<std::int32_t>>>,
-                    std::size_t, std::size_t>(),
-           "bin_size_s"_a, "streams"_a, "n_units"_a, "open_bins"_a)
+      .def("__init__", &make_assembler, "bin_size_s"_a, "streams"_a, "n_units"_a, "open_bins"_a,
+           "close_after_s"_a = nb::none(), "clock_jump_s"_a = nb::none())
       .def(
           "push",
-          [](Assembler& self, nb::handle header, nb::handle payload) {
+          [](Assembler& self, nb::handle header, nb::handle payload, std::int64_t recv_ns) {
             const Bytes head(header), body(payload);
-            return self.push(head.data(), head.size(), body.data(), body.size());
+            return self.push(head.data(), head.size(), body.data(), body.size(), recv_ns);
           },
-          "header"_a, "payload"_a)
+          "header"_a, "payload"_a, "recv_ns"_a = 0)
       .def("refuse",
            [](Assembler& self, int kind) {
              if (kind < 0 || kind >= kCounters) throw nb::index_error("no such counter");
@@ -83,6 +94,13 @@ void bind_assembler(nb::module_& m) {
       .def_prop_ro("available", &Assembler::available)
       .def_prop_ro("bin", &Assembler::bin)
       .def_prop_ro("epoch", &Assembler::epoch)
+      .def_prop_ro("missing",
+                   [](const Assembler& self) {
+                     nb::list names;
+                     for (const std::string_view name : self.missing()) names.append(name);
+                     return names;
+                   })
+      .def_prop_ro("clock_jumped", &Assembler::clock_jumped)
       .def_prop_ro("session", [](const Assembler& self) { return self.session(); })
       .def_prop_ro("spike_lag_s", &Assembler::spike_lag_s)
       .def("end_s", &Assembler::end_s, "bin"_a)
@@ -133,6 +151,7 @@ void bind_encoder(nb::module_& m) {
       .def(nb::init<std::vector<Modality>, std::string, std::size_t>(), "modalities"_a, "model"_a,
            "max_session_bytes"_a)
       .def("set_session", &DecodeEncoder::set_session, "name"_a)
+      .def("set_deadline", &DecodeEncoder::set_deadline, "ns"_a)
       .def("encode", &encode, "seq"_a, "bin"_a, "t_s"_a, "spike_lag_s"_a, "recv_ns"_a, "reason"_a,
            "outputs"_a.none())
       .def_prop_ro("n_outputs", &DecodeEncoder::n_outputs)
@@ -145,9 +164,13 @@ void bind_encoder(nb::module_& m) {
                                                                     {self.buffer().size()});
           },
           nb::rv_policy::reference_internal);
-  nb::list names;
-  for (const char* name : kReasonNames) names.append(name);
+  nb::list names, meanings;
+  for (const ReasonText& reason : kReasonTable) {
+    names.append(reason.name);
+    meanings.append(reason.meaning);
+  }
   m.attr("REASONS") = nb::tuple(names);
+  m.attr("MEANINGS") = nb::tuple(meanings);
 }
 
 }  // namespace

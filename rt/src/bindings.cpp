@@ -5,6 +5,7 @@ namespace nb = nanobind;
 
 void bind_stream(nb::module_& m);  // bind_stream.cpp: bin grid, assembler, decode encoder
 void bind_step(nb::module_& m);    // bind_step.cpp: the streaming transformer step
+void bind_slot(nb::module_& m);    // bind_slot.cpp: the history, models to swap in
 void bind_pipeline(nb::module_& m);  // bind_pipeline.cpp: the two together, a frame a call
 void bind_raw(nb::module_& m);     // bind_raw.cpp: the raw AP band to threshold crossings
 void bind_clocks(nb::module_& m);  // bind_clocks.cpp: frames into one sample clock
@@ -13,6 +14,7 @@ NB_MODULE(_core, m) {
   m.doc() = "C++ core of neds_rt: binning, assembling, and the streaming transformer step.";
   bind_stream(m);
   bind_step(m);
+  bind_slot(m);
   bind_pipeline(m);
   bind_raw(m);
   bind_clocks(m);

@@ -1,14 +1,18 @@
 // Writes decode messages: one MessagePack map a message, into a buffer taken once.
 #pragma once
 
+#include <array>
 #include <chrono>
 #include <cmath>
+#include <span>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
 #include "msgpack.hpp"
+#include "reasons.hpp"
 #include "wire.hpp"
 
 #if !defined(_WIN32)
@@ -39,16 +43,12 @@ struct Modality {
   std::vector<float> sd;
 };
 
-enum Reason : int { kOk, kWarmingUp, kGap, kStale, kNotFinite, kEngineFailed, kReasons };
-
-inline constexpr std::array<const char*, kReasons> kReasonNames = {
-    "ok", "warming up", "gap", "stale", "not finite", "engine failed"};
-
 class DecodeEncoder {
  public:
   DecodeEncoder(std::vector<Modality> modalities, std::string model, std::size_t max_session_bytes)
       : modalities_(std::move(modalities)), model_(std::move(model)) {
-    std::size_t size = 256 + max_session_bytes + model_.size();
+    // The names of missing streams are no longer than those of sessions, but have a head each.
+    std::size_t size = 320 + 3 * max_session_bytes + model_.size();
     for (const Modality& m : modalities_) {
       const bool circular = m.kind == ModalityKind::circular;
       const bool categorical = m.kind == ModalityKind::categorical;
@@ -75,15 +75,30 @@ class DecodeEncoder {
     session_.assign(name);
   }
 
+  // No message says "ok" that was written later than this after its frame came; 0 for any time.
+  void set_deadline(std::int64_t ns) noexcept { deadline_ns_ = ns; }
+  // Of the messages to come: names to tell, which must outlive them, and the drift; NaN: no such.
+  void set_missing(std::span<const std::string_view> names) noexcept { missing_ = names; }
+  void set_drift(double drift) noexcept { drift_ = drift; }
+
   // Writes one message and returns its size. `outputs` holds n_outputs() floats, or is null where
   // there are none to give: then every value is NaN and every label empty. `spike_lag_s` is the age
   // of the newest spike when the frame arrived, negative for none.
   std::size_t encode(std::int64_t seq, std::int64_t bin, double t_s, double spike_lag_s,
                      std::int64_t recv_ns, Reason reason, const float* outputs) noexcept {
+    if (reason == kOk && !finite(outputs)) reason = kNotFinite;
+    const std::size_t size = write(seq, bin, t_s, spike_lag_s, recv_ns, reason, outputs);
+    if (reason != kOk || deadline_ns_ == 0 || pub_ns_ - recv_ns <= deadline_ns_) return size;
+    return write(seq, bin, t_s, spike_lag_s, recv_ns, kDeadlineMissed, outputs);
+  }
+
+ private:
+  std::size_t write(std::int64_t seq, std::int64_t bin, double t_s, double spike_lag_s,
+                    std::int64_t recv_ns, Reason reason, const float* outputs) noexcept {
     reason_ = reason;
-    if (reason == kOk && !finite(outputs)) reason_ = kNotFinite;
+    const bool watched = !std::isnan(drift_);
     Writer out(buffer_.data(), buffer_.size());
-    out.map(14);
+    out.map(14 + std::size_t{watched} + std::size_t{!missing_.empty()});
     out.text("v"), out.int64(kWireVersion);
     out.text("kind"), out.text("decode");
     out.text("seq"), out.int64(seq);
@@ -99,7 +114,12 @@ class DecodeEncoder {
     const std::size_t pub_place = out.int64(0);
     out.text("model"), out.text(model_);
     out.text("valid"), out.boolean(reason_ == kOk);
-    out.text("reason"), out.text(kReasonNames[reason_]);
+    out.text("reason"), out.text(kReasonTable[reason_].name);
+    if (watched) out.text("drift"), out.float64(drift_);
+    if (!missing_.empty()) {
+      out.text("missing"), out.array(missing_.size());
+      for (const std::string_view name : missing_) out.text(name);
+    }
     out.text("values"), out.map(modalities_.size());
     for (const Modality& m : modalities_) {
       write(out, m, outputs);
@@ -116,7 +136,6 @@ class DecodeEncoder {
     return out.overflowed() ? 0 : out.used();
   }
 
- private:
   bool finite(const float* outputs) const noexcept {
     if (outputs == nullptr) return false;
     for (std::size_t i = 0; i < n_outputs_; ++i) {
@@ -162,7 +181,9 @@ class DecodeEncoder {
   std::string model_, session_;
   std::size_t n_outputs_ = 0;
   std::vector<std::uint8_t> buffer_;
-  std::int64_t pub_ns_ = 0;
+  std::span<const std::string_view> missing_;
+  double drift_ = std::numeric_limits<double>::quiet_NaN();
+  std::int64_t pub_ns_ = 0, deadline_ns_ = 0;
   int reason_ = kOk;
 };
 

@@ -5,45 +5,10 @@
 
 #include "assembler.hpp"
 #include "decode.hpp"
+#include "engine_slot.hpp"
+#include "validity.hpp"
 
 namespace neds {
-
-// What the pipeline asks of an engine. Any of these may throw; the pipeline is then to be dropped.
-class Stepper {
- public:
-  Stepper() = default;
-  Stepper(const Stepper&) = delete;
-  Stepper& operator=(const Stepper&) = delete;
-  virtual ~Stepper() = default;
-
-  virtual void reset() = 0;
-  // Advances by one bin, lost for present == false; returns as many floats as the encoder takes.
-  virtual const float* step(const std::uint16_t* counts, bool present) = 0;
-  virtual void skip(std::int64_t n_bins) = 0;
-};
-
-// Says why a decode is or is not valid, from the bins that a window of the model can see.
-class Validity {
- public:
-  explicit Validity(std::int64_t window) : window_(window) { reset(); }
-
-  std::int64_t window() const noexcept { return window_; }
-  void reset() noexcept {
-    since_start_ = 0;
-    since_lost_ = window_;
-  }
-  // Moves on by `n_bins` bins and returns the reason code of the last of them.
-  Reason advance(bool present, std::int64_t n_bins) noexcept {
-    since_start_ = std::min(since_start_ + n_bins, window_);
-    since_lost_ = present ? std::min(since_lost_ + n_bins, window_) : 0;
-    if (since_lost_ < window_) return kGap;
-    return since_start_ < window_ ? kWarmingUp : kOk;
-  }
-
- private:
-  std::int64_t window_;
-  std::int64_t since_start_ = 0, since_lost_ = 0;  // bins, both no further than the window
-};
 
 // The stamps of the last `capacity` bins, in ns of the monotonic clock.
 class LatencyRing {
@@ -70,14 +35,19 @@ class Pipeline {
  public:
   Pipeline(Assembler& assembler, DecodeEncoder& encoder, Stepper& stepper, LatencyRing& latency,
            std::int64_t window)
-      : assembler_(assembler), encoder_(encoder), stepper_(stepper), latency_(latency),
-        validity_(window) {}
+      : Pipeline(assembler, Model{&stepper, &encoder, window, nullptr}, latency) {}
+  Pipeline(Assembler& assembler, const Model& model, LatencyRing& latency)
+      : assembler_(assembler), slot_(model), latency_(latency), validity_(model.window) {}
+
+  // Swap and fail-over; what belongs to which thread is said there.
+  EngineSlot& slot() noexcept { return slot_; }
 
   // Takes one frame, received at `recv_ns`; returns the size of the first message, 0 for none.
   std::size_t feed(std::span<const std::uint8_t> header, std::span<const std::uint8_t> payload,
                    std::int64_t recv_ns) {
     row_[0] = recv_ns;
-    assembler_.push(header.data(), header.size(), payload.data(), payload.size());
+    assembler_.push(header.data(), header.size(), payload.data(), payload.size(),
+                    recv_ns);
     return next();
   }
 
@@ -95,8 +65,8 @@ class Pipeline {
     sent();
     if (lost_ > 0) return decode_lost();
     if (skipped_ > 0) {
-      stepper_.skip(skipped_);
-      validity_.advance(false, skipped_);
+      slot_.skip(skipped_);
+      validity_.advance({.lost = true}, skipped_);
       skipped_ = 0;
     }
     if (assembler_.available() == 0) return 0;
@@ -114,9 +84,12 @@ class Pipeline {
     double lag = assembler_.spike_lag_s();
     if (lag >= 0) lag += static_cast<double>(now_ns - last_sent_ns_) * 1e-9;
     const double nan = std::numeric_limits<double>::quiet_NaN();
-    return encoded(encoder_.encode(seq_, -1, nan, lag, now_ns, reason, nullptr));
+    slot_.encoder().set_missing({});
+    return encoded(slot_.encoder().encode(seq_, -1, nan, lag, now_ns, reason, nullptr));
   }
 
+  // Messages so far.
+  std::int64_t seq() const noexcept { return seq_; }
   // From the last frame received to the last message encoded.
   std::int64_t service_ns() const noexcept { return row_[3] - row_[0]; }
   std::span<std::int64_t> reasons() noexcept { return reasons_; }      // messages, by reason
@@ -125,9 +98,8 @@ class Pipeline {
   // The bins from here on belong to another session than those before.
   void restart() {
     epoch_ = assembler_.epoch();
-    stepper_.reset();
+    slot_.reset();
     validity_.reset();
-    encoder_.set_session(assembler_.session());
   }
 
   std::size_t decode_lost() {
@@ -137,25 +109,36 @@ class Pipeline {
 
   std::size_t decode(std::int64_t bin, bool present) {
     row_[1] = monotonic_ns();
-    const float* outputs = stepper_.step(assembler_.counts().data(), present);
+    if (slot_.adopt()) change_model();
+    const float* outputs = slot_.step(assembler_.counts().data(), present);
     row_[2] = monotonic_ns();
+    slot_.judge(row_[2] - row_[1]);
+    const BinFacts facts{!present, !assembler_.missing().empty(), assembler_.clock_jumped()};
+    const Reason seen = validity_.advance(facts, 1);
+    DecodeEncoder& encoder = slot_.encoder();
+    encoder.set_session(assembler_.session());  // a stream that joins late may bring another name
+    encoder.set_missing(assembler_.missing());
     const std::size_t size =
-        encoder_.encode(seq_, bin, assembler_.end_s(bin), assembler_.spike_lag_s(), row_[0],
-                        validity_.advance(present, 1), outputs);
-    row_[3] = encoder_.pub_ns();
+        encoder.encode(seq_, bin, assembler_.end_s(bin), assembler_.spike_lag_s(), row_[0],
+                       slot_.failed_over() ? kFailedOver : seen, outputs);
+    row_[3] = encoder.pub_ns();
     unsent_ = true;
     return encoded(size);
   }
 
+  void change_model() {
+    slot_.encoder().set_session(assembler_.session());
+    validity_.set_window(slot_.window());
+  }
+
   std::size_t encoded(std::size_t size) noexcept {
-    ++reasons_[encoder_.reason()];
+    ++reasons_[slot_.encoder().reason()];
     ++seq_;
     return size;
   }
 
   Assembler& assembler_;
-  DecodeEncoder& encoder_;
-  Stepper& stepper_;
+  EngineSlot slot_;
   LatencyRing& latency_;
   Validity validity_;
   LatencyRing::Row row_{};

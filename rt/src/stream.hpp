@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "clock_watch.hpp"
 #include "core.hpp"
 #include "wire.hpp"
 
@@ -115,6 +116,7 @@ struct Stream {
   bool started = false;      // has bins of its own; false again when another stream restarts
   bool has_session = false;  // has been heard of
   bool has_ended_session = false;
+  bool missing = false;  // bins close without it
   SessionName session, ended_session;
   BinGrid grid;
   std::int64_t seq = 0;
@@ -123,6 +125,9 @@ struct Stream {
   std::int64_t first_bin = 0;   // first bin after the start that can be whole
   std::int64_t reach = 0;       // how far past a watermark spikes of this session have come
   std::int64_t newest = BinQueue::kNoSpike;  // newest sample in the bins handed out
+  static constexpr std::int64_t kNever = INT64_MIN / 2;  // far enough for differences to fit
+  std::int64_t heard_ns = kNever;  // when its watermark last moved on
+  ClockWatch clock;
 };
 
 }  // namespace neds

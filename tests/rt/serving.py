@@ -54,7 +54,9 @@ class Serving:
         given = [f"--probe={name}={uri}" for name, uri in probes.items()]
         self.process = subprocess.Popen(
             [*COMMAND, "serve", *given, f"--model={model}", "--out=tcp://127.0.0.1:*",
-             "--stale-after=0.3", "--json", *options],
+             "--stale-after=0.3", "--json",
+             # A busy machine is not what these tests are about, nor are frames sent all at once.
+             "--close-after=60", "--deadline-ms=60000", *options],
             cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.lines = []
         self._ready = threading.Event()

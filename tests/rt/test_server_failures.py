@@ -24,8 +24,8 @@ def uri(tmp_path):
 
 def serve_until_failure(model, uri, engine, n_decodes):
     """Send bins to an engine that fails; returns (last message, summary, lines on stderr)."""
-    option = f"--engine={ENGINES}{engine}"
-    with Publisher(uri) as probe, Serving(model, {"a": uri}, option) as server:
+    options = (f"--engine={ENGINES}{engine}", "--fail-over=off")
+    with Publisher(uri) as probe, Serving(model, {"a": uri}, *options) as server:
         probe.wait()
         send = Sender()
         probe.send(*(send.frame(k * BIN, (k + 1) * BIN, [k * BIN], [0]) for k in range(12)))

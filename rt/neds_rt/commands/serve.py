@@ -49,12 +49,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--stale-after", type=float, metavar="S",
         help=f"publish invalid decodes at the bin rate when no bin closed for S seconds "
              f"(default {d.stale_after:g})")
+    add("--close-after", type=float, metavar="S",
+        help="close bins without a probe that says nothing new for S seconds while others go on; "
+             f"decodes are then invalid and name it (default {d.close_after:g})")
+    add("--clock-jump", type=float, metavar="S",
+        help="decodes are invalid where a probe's sample clock, once it kept pace with this "
+             f"machine's, leaves it by S seconds (default {d.clock_jump:g})")
+    add("--deadline-ms", type=float, metavar="MS",
+        help="decodes written later than this after their frame came are invalid "
+             "(default: the length of a bin)")
     add("--open-bins", type=int, metavar="N",
         help=f"bins kept open per probe for early spikes and slower probes "
              f"(default {d.open_bins})")
     add("--max-bins", type=int, metavar="N", help="end after N decoded bins")
     add("--idle-exit", type=float, metavar="S",
         help="end when no frame arrived for S seconds, counted from the first frame on")
+    add("--control", metavar="PATH",
+        help="open a control socket for `neds-rt model`, in a directory that only you can enter")
+    add("--fail-over", choices=("native", "off"),
+        help="what takes over when another engine fails: the native one, kept at the present "
+             f"beside it, or nothing (default {d.fail_over})")
+    add("--budget-ms", type=float, metavar="MS",
+        help="a step that takes longer is an overrun (default: the length of a bin)")
+    add("--overruns", type=int, metavar="N",
+        help=f"an engine with N overruns in a row has failed (default {d.overruns})")
+    add("--hang-after", type=float, metavar="S",
+        help="end the process, with a last invalid decode, when a step does not return for S "
+             f"seconds (default {d.hang_after:g})")
     add("--insecure", action="store_true",
         help="accept endpoints that other machines can reach: nothing is encrypted")
     add("--config", metavar="FILE", help="TOML file with these options, `-` written as `_`, and "
@@ -128,7 +149,10 @@ def _text(summary: dict[str, Any]) -> str:
     """Return the summary for people."""
     counters = {k: v for k, v in summary["counters"].items() if v and k not in ("bins",)}
     reasons = {k: v for k, v in summary["reasons"].items() if v}
+    changes = [f"{event['from']} to {event['to']} at decode {event['decode']}: {event['why']}"
+               for event in summary["failovers"]]
     lines = [
+        *changes,
         f"{summary['decodes']} decodes of {summary['bins']} bins in {summary['seconds']:.1f} s, "
         f"{summary['stale_decodes']} stale; engine {summary['engine']} ({summary['precision']})",
         "decodes by reason: " + (", ".join(f"{k} {v}" for k, v in reasons.items()) or "none"),

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import math
 
+from neds_rt._core import REASONS
 from neds_rt.wire import Decode, Value
 
-# What a reason is called in a byte; new ones are added at the end.
-REASON_CODES = {
-    "ok": 0, "warming up": 1, "gap": 2, "stale": 3, "not finite": 4, "engine failed": 5,
-}
+REASON_CODES = {name: code for code, name in enumerate(REASONS)}  # what a reason is in a byte
 OTHER_REASON = 255
 
 
