@@ -11,7 +11,7 @@ Its tensors, all float32; U units, R rows (samples), K sites a unit, C channels 
     correlation (C, C)   of the noise
     position (C, 3)      x and y in micrometres, and the shank
 
-Its metadata entry `neds.templates` is JSON, `Settings`: how the front end has to be set, which is
+Its metadata entry `unit_templates` is JSON, `Settings`: how the front end has to be set, which is
 what the waveforms were made with.
 """
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from neds_rt.bundle import Bundle
 
 Floats = NDArray[np.float32]
-KEY = "neds.templates"
+KEY = "unit_templates"
 VERSION = 1
 MAX_UNITS, MAX_ROWS, MAX_CHANNELS = 20_000, 512, 4096
 AXES = {"unit": "U2", "waveform": "URK", "site": "UK", "amplitude": "U2", "noise": "C",

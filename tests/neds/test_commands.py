@@ -136,6 +136,7 @@ def test_export_and_info(home, capsys):
 
 
 def test_export_with_templates_says_which_units_have_none(home, capsys, tmp_path):
+    from neds.data.store import read_session
     from neds_rt.bundle import read_bundle
     from neds_rt.templates import bundle_templates, make_templates
     from tests.rt.raw_band import templates

@@ -157,8 +157,8 @@ class TestFile:
         from neds_rt.safetensors_io import encode_tensors
 
         tensors, text = templates().tensors, '{"version": 1, "fs": 3e4}'
-        for data in (b"", encode_tensors(tensors), encode_tensors(tensors, {"neds.templates": "{"}),
-                     encode_tensors(tensors, {"neds.templates": text})):
+        for data in (b"", encode_tensors(tensors), encode_tensors(tensors, {"unit_templates": "{"}),
+                     encode_tensors(tensors, {"unit_templates": text})):
             with pytest.raises(BadInput, match=r"^f: "):
                 decode_templates(data, "f")
         with pytest.raises(BadInput, match=r"No such file"):
