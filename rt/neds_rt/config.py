@@ -21,10 +21,9 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     units: str = ""  # unit map of foreign sources; empty: electrode and sorted id name the unit
     align: Literal["auto", "on", "off"] = "auto"  # probes with clocks of their own
     keep_warm: Literal["auto", "on", "off"] = "auto"
-    stale_after: float = 0.5  # seconds without a closed bin before decodes are marked stale
+    stale_after: float | None = None  # seconds without a closed bin; None: learned (patience.py)
     # Seconds for which bins wait for a stream that says nothing new while others go on. Ten blocks
-    # of the slowest acquisition program known; half of stale_after, so that one dead probe is told
-    # as what it is before all input would count as stale.
+    # of the slowest acquisition program known.
     close_after: float = 0.25
     clock_jump: float = 0.5  # seconds by which a stream's clock may leave this machine's
     deadline_ms: float | None = None  # of a decode, from its frame on; a bin's length by default

@@ -23,6 +23,7 @@ from neds_rt.errors import BadInput, EngineFailed
 from neds_rt.housekeeping import Housekeeping, logger
 from neds_rt.keepwarm import NEVER, KeepWarm
 from neds_rt.machine import machine_facts, resident_bytes
+from neds_rt.patience import Patience
 from neds_rt.sinks import Sink, open_sink
 from neds_rt.sources import NATIVE, Source, open_source, scheme_of
 from neds_rt.sources.frame import Frame
@@ -59,10 +60,9 @@ class Server:
         self.decodes = self.stale_decodes = 0
         self._stopping = False
         self.failure: EngineFailed | None = None  # why the server ended by itself
-        self._last_frame_ns = self._stale_due_ns = 0
+        self._last_frame_ns = self._closed_ns = self._stale_due_ns = 0
         self._idle_ns = NEVER if config.idle_exit is None else int(config.idle_exit * 1e9)
-        # Bins come a bin apart: less than that and 5 ms for the way says nothing of the input.
-        self._stale_ns = max(int(config.stale_after * 1e9), self._bin_ns + 5_000_000)
+        self._patience = Patience(self._bin_ns, config.stale_after)
         self._rss_ready: int | None = None
         self._source_reports: dict[str, dict[str, Any]] = {}
         self._sources: dict[Any, Source] = {}  # by what the poller calls them
@@ -96,7 +96,7 @@ class Server:
             self._rss_ready = resident_bytes()
             if on_ready is not None:
                 on_ready(self)
-            self._stale_due_ns = now_ns() + self._stale_ns
+            self._stale_due_ns = now_ns() + self._patience.limit_ns
             self._serve(poller)
         finally:
             gc.unfreeze()
@@ -210,7 +210,12 @@ class Server:
             except Exception as error:
                 raise self.slot.failed(error) from error
         if self.decodes > before:
-            self._stale_due_ns = now_ns() + self._stale_ns
+            now = now_ns()
+            if self._closed_ns:
+                self._patience.waited(now - self._closed_ns, self.decodes - before)
+                pipeline.set_backlog(self._patience.backlog)
+            self._closed_ns = now
+            self._stale_due_ns = now + self._patience.limit_ns
             self.keep_warm.bin_closed(received, pipeline.service_ns)
 
     def _publish_stale(self, now: int) -> None:
@@ -238,6 +243,7 @@ class Server:
             "clocks": None if self._aligner is None else self._aligner.report(),
             "latency": latency_summary(self.latency),
             "keep_warm": self.keep_warm.report(),
+            "stale_after_ms": round(self._patience.limit_ns / 1e6, 3),
             "engine": self.slot.engine.name,
             "precision": self.slot.engine.precision,
             "model": self.slot.model.model_hash,

@@ -39,6 +39,9 @@ class Pipeline {
   Pipeline(Assembler& assembler, const Model& model, LatencyRing& latency)
       : assembler_(assembler), slot_(model), latency_(latency), validity_(model.window) {}
 
+  // Bins that may wait behind the one that is decoded; with more, it comes too late to be valid.
+  void set_backlog(std::int64_t bins) noexcept { backlog_ = bins; }
+
   // Swap and fail-over; what belongs to which thread is said there.
   EngineSlot& slot() noexcept { return slot_; }
 
@@ -114,7 +117,8 @@ class Pipeline {
     row_[2] = monotonic_ns();
     slot_.judge(row_[2] - row_[1]);
     const BinFacts facts{!present, !assembler_.missing().empty(), assembler_.clock_jumped()};
-    const Reason seen = validity_.advance(facts, 1);
+    Reason seen = validity_.advance(facts, 1);
+    if (seen == kOk && assembler_.available() > backlog_) seen = kDeadlineMissed;
     DecodeEncoder& encoder = slot_.encoder();
     encoder.set_session(assembler_.session());  // a stream that joins late may bring another name
     encoder.set_missing(assembler_.missing());
@@ -144,6 +148,7 @@ class Pipeline {
   LatencyRing::Row row_{};
   std::array<std::int64_t, kReasons> reasons_{};
   std::int64_t epoch_ = -1, seq_ = 0, last_sent_ns_ = 0;
+  std::int64_t backlog_ = std::numeric_limits<std::int64_t>::max();
   std::int64_t lost_ = 0, skipped_ = 0, lost_bin_ = 0;  // lost bins still to publish, to skip
   bool unsent_ = false;
 };

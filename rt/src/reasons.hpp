@@ -41,7 +41,8 @@ inline constexpr std::array<ReasonText, kReasons> kReasonTable = {{
     {"clock jump", "in the window a stream's clock left this machine's by `--clock-jump` seconds"},
     {"failed over", "another engine took over and has not seen a full window"},
     {"drift", "firing, or how well the model predicts it, is not what it was in training"},
-    {"deadline missed", "the message was written later than `--deadline-ms` after its frame came"},
+    {"deadline missed",
+     "written later than `--deadline-ms` after its frame came, or with newer bins waiting"},
 }};
 
 }  // namespace neds

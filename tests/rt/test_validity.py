@@ -23,6 +23,7 @@ from neds_rt.assemble import (
 )
 from neds_rt.binning import bin_spikes
 from neds_rt.bundle import read_bundle
+from neds_rt.engines import load_engine
 from neds_rt.wire import decode_message
 from tests.rt.serving import WINDOW, Publisher, Serving, outputs, reference, small_bundle, wait_for
 from tests.rt.spike_frames import Sender
@@ -269,6 +270,25 @@ def test_no_message_says_ok_that_was_written_too_late(tmp_path):
     size = encoder.encode(0, 0, 0.0, -1, 0, GAP, values)  # what is worse stays said
     assert decode_message(encoder.buffer[:size].tobytes()).reason == "gap"
     assert REASONS[DEADLINE_MISSED] == "deadline missed"
+
+
+def test_bins_behind_which_newer_ones_wait_are_late(tmp_path):
+    bundle = read_bundle(small_bundle(tmp_path / "x.neds"))
+    assembler = _core.Assembler(0.02, [("a", [0, 1, 2, 3])], 4, 64)
+    encoder = make_encoder(bundle.manifest)
+    engine = load_engine("native", bundle)
+    pipeline = _core.Pipeline(assembler, encoder, make_stepper(engine, assembler.counts),
+                              _core.LatencyRing(64), WINDOW)
+    pipeline.set_backlog(2)
+    sender, reasons, begin = Sender("a"), [], 0
+    for end in ((WINDOW + 1) * BIN, (WINDOW + 6) * BIN):  # the second time five bins at once
+        size = pipeline.feed(*sender.frame(begin, end), _core.monotonic_ns())
+        begin = end
+        while size:
+            reasons.append(decode_message(encoder.buffer[:size].tobytes()).reason)
+            size = pipeline.next()
+    assert reasons == ["warming up"] * (WINDOW - 1) + ["ok"] * 2 + ["deadline missed"] * 2 + [
+        "ok"] * 3
 
 
 def test_a_late_engine_says_so_of_the_bin_itself(tmp_path):

@@ -47,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="rehearse a bin on scratch state shortly before each is due; auto measures whether "
              f"that helps (default {d.keep_warm})")
     add("--stale-after", type=float, metavar="S",
-        help=f"publish invalid decodes at the bin rate when no bin closed for S seconds "
-             f"(default {d.stale_after:g})")
+        help="publish invalid decodes at the bin rate when no bin closed for S seconds (default: "
+             "learned from how the bins come, at least two bins, at most 0.5)")
     add("--close-after", type=float, metavar="S",
         help="close bins without a probe that says nothing new for S seconds while others go on; "
              f"decodes are then invalid and name it (default {d.close_after:g})")
