@@ -120,9 +120,9 @@ def test_lost_blocks_restarts_and_other_streams(path):
         plugin.play(0, 10 * BLOCK)
         plugin.play(12 * BLOCK, 20 * BLOCK)
         plugin.send(20 * BLOCK, 21 * BLOCK, stream="LFP")
-        live.until(lambda: live["blocks"] == 18)
+        live.until(lambda: live["other_stream"] == CHANNELS)
+        assert live["blocks"] == 18
         assert live["missing_samples"] == 2 * BLOCK
-        assert live["other_stream"] == CHANNELS
         plugin.play(0, 10 * BLOCK)
         live.until(lambda: live["blocks"] == 28)
         assert live["restarts"] == 1
