@@ -160,7 +160,9 @@ def score(made: Made, templates: Templates, spikes: Ints, begin: int, end: int) 
     return {"mean": {name: round(float(f.mean()), 4) for name, f in figures.items()},
             "median_accuracy": round(float(np.median(figures["accuracy"])), 4),
             "by_peak": groups,
-            "units": [[round(float(f[u]), 3) for f in figures.values()] for u in range(len(hits))]}
+            "units": [{"peak_sd": round(float(peak[u]), 2)} | {
+                name: round(float(f[u]), 3) for name, f in figures.items()}
+                for u in range(len(hits))]}
 
 
 def _pairs(true: Ints, told: Ints) -> int:
@@ -201,8 +203,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     live = online["online"]["matcher"].live_from
     seconds = (made.n - begin) / FS
     report: dict[str, Any] = {"channels": CHANNELS, "fs": FS, "seconds": seconds,
-                              "peaks": peaks(templates).round(2).tolist(), "online": {},
-                              "offline": []}
+                              "online": {}, "offline": []}
     for way, ran in online.items():
         matcher = ran["matcher"]
         report["online"][way] = {
