@@ -60,9 +60,8 @@ class Row(NamedTuple):
 
 
 class Change(NamedTuple):
-    """One change that was asked for; times are ns of the monotonic clock."""
+    """One change: when its answer came, in ns of the monotonic clock, and what it was."""
 
-    begin_ns: int
     end_ns: int
     report: dict[str, Any]
 
@@ -98,9 +97,8 @@ class Rig:
                     time.sleep(0.1)
                 for i in range(n):
                     time.sleep(rng.uniform(*PAUSE_S))
-                    begin = time.monotonic_ns()
                     report = change(i)
-                    self.changes.append(Change(begin, time.monotonic_ns(), report))
+                    self.changes.append(Change(time.monotonic_ns(), report))
             except BaseException as error:
                 self.failure = error
             done.set()
@@ -175,28 +173,40 @@ def judge(rig: Rig, bundles: list[Bundle]) -> dict[str, Any]:
     late_us = (arrival - rig.due_ns[bins]) / 1e3
     service = np.array([row.decode.service_us for row in rig.rows])
     phase = phases(rig, arrival)
+    model = np.array([row.decode.model for row in rig.rows])
+    names = dict(zip(expected, SIZES, strict=False))
+
+    def by_model(values: NDArray[np.float64]) -> dict[str, dict[str, Any]]:
+        """Percentiles by model, since one costs ten times the other, and by phase."""
+        return {size: {p: percentiles(values[(phase == p) & (model == of)]) for p in PHASES}
+                for of, size in names.items()}
+
     return {
         "bins": rig.sent, "decodes": len(rig.rows), "missed": rig.sent - len(set(bins.tolist())),
         "twice": len(bins) - len(set(bins.tolist())), "wrong_model": wrong, "largest_error": worst,
         "late": {name: int((late_us[phase == name] > BIN_S * 1e6).sum()) for name in PHASES},
         "decodes_by_phase": {name: int((phase == name).sum()) for name in PHASES},
-        "service_us": {name: percentiles(service[phase == name]) for name in PHASES},
-        "arrival_us": {name: percentiles(late_us[phase == name]) for name in PHASES},
+        "service_us": by_model(service), "arrival_us": by_model(late_us),
     }
 
 
-PHASES = ("elsewhere", "while loading", "around the change")
+# Reading, building and warming hold the interpreter at times; replaying hardly does.
+PHASES = ("elsewhere", "read, build, warm", "replay, shadow", "around the change")
 
 
 def phases(rig: Rig, arrival: NDArray[np.int64]) -> NDArray[np.str_]:
     """Return the phase of every decode; a change is the first decode of another model or engine."""
     phase = np.full(len(rig.rows), PHASES[0], dtype="U20")
     for change in rig.changes:
-        phase[(arrival >= change.begin_ns) & (arrival <= change.end_ns)] = PHASES[1]
+        seconds = change.report["seconds"]
+        built = change.end_ns - 1e9 * sum(seconds[k] for k in ("replay", "shadow", "swap"))
+        begun = built - 1e9 * sum(seconds[k] for k in ("read", "build", "warm"))
+        phase[(arrival >= begun) & (arrival < built)] = PHASES[1]
+        phase[(arrival >= built) & (arrival <= change.end_ns)] = PHASES[2]
     for i in range(1, len(rig.rows)):
         now, before = rig.rows[i].decode, rig.rows[i - 1].decode
         if now.model != before.model or now.reason == "failed over":
-            phase[i : i + AFTER_BINS] = PHASES[2]
+            phase[i : i + AFTER_BINS] = PHASES[3]
     return phase
 
 
@@ -253,8 +263,10 @@ def print_table(report: dict[str, Any]) -> None:
         head = part.get("asked", part.get("killed"))
         print(f"{head} {name}: {part['decodes']} decodes, {part['missed']} missed, "
               f"{part['wrong_model']} wrong, late {part['late']}")
-        for phase, figures in part["service_us"].items():
-            print(f"  {phase:18}", figures)
+        for size, rows in part["service_us"].items():
+            for phase, figures in rows.items():
+                text = "".join(f"{k} {v:9.1f}  " for k, v in (figures or {}).items())
+                print(f"  service us, {size:6} {phase:18} {text}")
 
 
 def main() -> int:

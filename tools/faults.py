@@ -33,12 +33,15 @@ from tools.fault_table import FAULTS, Episode, Fault  # noqa: E402
 WELL = SHAPE.window + 5  # bins until decodes must be valid again
 MOST_WELL = 400  # and after which a recovery counts as failed
 SLACK_MS = 5.0
+CLOCKS_KNOWN = 250  # bins after which the server knows the streams' clocks and pace
 
 
 def break_often(name: str, fault: Fault, runs: int, seed: int) -> dict[str, Any]:
     """Run one fault many times on one rig and return its row."""
     with Rig(seed, *fault.options, engine=fault.engine) as rig:
         episodes, failed = [], 0
+        for _ in range(CLOCKS_KNOWN):
+            rig.tick()
         get_well(rig)
         floor = transport_floor(rig)
         for _ in range(runs):

@@ -35,6 +35,9 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     budget_ms: float | None = None  # of a step; None: the length of a bin
     overruns: int = 5  # steps in a row over the budget with which an engine has failed
     hang_after: float = 5.0  # seconds in one step after which the process is ended
+    record: str = ""  # folder of a flight recording to make, empty for none
+    record_sync: float = 1.0  # seconds of it that a power cut may take
+    record_reserve_mb: int = 256  # recording ends when the disk has less free
     insecure: bool = False  # accept endpoints that other machines can reach
 
     def check(self) -> None:
@@ -43,13 +46,16 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise BadInput("serve", "--probe", "none", "at least one NAME=URI")
         if not self.model:
             raise BadInput("serve", "--model", "none", "a model bundle")
+        if not 0 <= self.record_sync <= 3600:
+            raise BadInput("serve", "--record-sync", self.record_sync, "0 to 3600 seconds")
         for name in ("stale_after", "close_after", "clock_jump", "deadline_ms", "idle_exit",
                      "hang_after", "budget_ms"):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
                 unit = "milliseconds" if name.endswith("_ms") else "seconds"
                 raise BadInput("serve", _option(name), value, f"a number of {unit} above 0")
-        limits = (("open_bins", 4, 1 << 20), ("max_bins", 1, None), ("overruns", 1, 1 << 20))
+        limits = (("open_bins", 4, 1 << 20), ("max_bins", 1, None), ("overruns", 1, 1 << 20),
+                  ("record_reserve_mb", 0, 1 << 40))
         for name, least, most in limits:
             value = getattr(self, name)
             if value is not None and (value < least or (most is not None and value > most)):

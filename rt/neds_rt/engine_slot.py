@@ -6,6 +6,7 @@ This object owns what it switches between, and tells and remembers what happened
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
@@ -41,8 +42,9 @@ class EngineSlot:
         self.pipeline.limit(int(budget_s * 1e9), config.overruns)
         self._limit_text = f"{config.overruns} steps in a row took over {budget_s * 1e3:g} ms"
         self.swapper = Swapper(self.pipeline, self._history, self.model, self._build, budget_s)
-        self.swaps = self._failovers = self._told = 0
+        self.swaps = self._failovers = 0
         self.failovers: list[dict[str, Any]] = []
+        self._news: deque[tuple[str, ...]] = deque()  # what is not logged yet
         self._why = ""  # what a rehearsal that failed said
         self._control: ControlSocket | None = None
         self._watchdog: Watchdog | None = None
@@ -123,7 +125,10 @@ class EngineSlot:
     def _swapped(self) -> None:
         self.swaps = self.pipeline.swaps
         if self.swapper.offered is not None:
-            self.model = self.swapper.offered
+            before, self.model = self.model, self.swapper.offered
+            self._news.append(("model %s took over from %s at decode %s",
+                               self.model.model_hash[:12], before.model_hash[:12],
+                               str(self.pipeline.seq - 1)))
 
     def _failed_over(self) -> None:
         self._failovers = self.pipeline.failovers
@@ -134,19 +139,18 @@ class EngineSlot:
         except Exception as error:
             why = str(EngineFailed(name, error))
         self.model.failed = True
-        self.failovers.append({
-            "from": name, "to": self.engine.name, "why": why, "model": self.model.model_hash,
-            "decode": self.pipeline.seq - 1,
-        })
+        decode = self.pipeline.seq - 1
+        self.failovers.append({"from": name, "to": self.engine.name, "why": why,
+                               "model": self.model.model_hash, "decode": decode})
+        self._news.append(("failed over from engine %s to %s at decode %s: %s", name,
+                           self.engine.name, str(decode), why))
 
     # Other threads.
 
     def tend(self) -> None:
         """Log what is new; for the housekeeping thread."""
-        for event in self.failovers[self._told:]:
-            logger.warning("failed over from engine %s to %s at decode %d: %s", event["from"],
-                           event["to"], event["decode"], event["why"])
-            self._told += 1
+        while self._news:
+            logger.warning(*self._news.popleft())
 
     def report(self) -> dict[str, Any]:
         """Return `swaps` and `failovers`, JSON-ready."""

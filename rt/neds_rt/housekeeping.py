@@ -14,6 +14,7 @@ from neds_rt.assemble import COUNTERS
 
 if TYPE_CHECKING:
     from neds_rt.aligning import Aligner
+    from neds_rt.recording.flight import FlightRecorder
     from neds_rt.sources import Source
 
 PERIOD_S = 0.25
@@ -50,12 +51,16 @@ class Housekeeping:
     def __init__(
         self, counters: NDArray[np.int64], sources: Sequence[Source] = (),
         aligner: Aligner | None = None, also: Callable[[], None] = lambda: None,
+        flight: FlightRecorder | None = None,
     ) -> None:
         """`also` is called as often as the counters are looked at."""
         self._counters = counters
         self._also = also
         self._sources = sources
         self._aligner = aligner
+        self._tended: list[Source | FlightRecorder] = [*sources]
+        if flight is not None:
+            self._tended.append(flight)
         self._states: dict[str, str] = {}  # what was said last, by whom
         self._said: set[str] = set()
         self._stop = threading.Event()
@@ -83,8 +88,8 @@ class Housekeeping:
         self._look()
 
     def _tend(self) -> None:
-        for source in self._sources:
-            self._log_state(source.name, source.tend())
+        for each in self._tended:
+            self._log_state(each.name, each.tend())
         if self._aligner is not None:
             self._log_state("clocks", self._aligner.tend(self._sources))
 
@@ -98,8 +103,8 @@ class Housekeeping:
         self._also()
         counters = dict(zip(COUNTERS, self._counters.tolist(), strict=True))
         self._log_first("", counters, MESSAGES)
-        for source in self._sources:
-            self._log_first(f"{source.name}: ", source.counters, source.messages)
+        for each in self._tended:
+            self._log_first(f"{each.name}: ", each.counters, each.messages)
 
     def _log_first(
         self, prefix: str, counters: Mapping[str, int], messages: Mapping[str, str]

@@ -24,6 +24,7 @@ from neds_rt.housekeeping import Housekeeping, logger
 from neds_rt.keepwarm import NEVER, KeepWarm
 from neds_rt.machine import machine_facts, resident_bytes
 from neds_rt.patience import Patience
+from neds_rt.recording.flight import ENGINE_FAILED_EVENT, FlightRecorder
 from neds_rt.sinks import Sink, open_sink
 from neds_rt.sources import NATIVE, Source, open_source, scheme_of
 from neds_rt.sources.frame import Frame
@@ -66,6 +67,7 @@ class Server:
         self._rss_ready: int | None = None
         self._source_reports: dict[str, dict[str, Any]] = {}
         self._sources: dict[Any, Source] = {}  # by what the poller calls them
+        self.flight = FlightRecorder(config, bundle, engine) if config.record else None
         self._sink: Sink = open_sink(config.out, insecure=config.insecure)
         self.endpoint = self._sink.endpoint
         try:
@@ -86,8 +88,10 @@ class Server:
         try:
             self.slot.warm_up()
             poller = self._open_sources()
+            if self.flight is not None:
+                self.flight.start(self._pipeline)
             housekeeping = Housekeeping(self.assembler.counters, list(self._sources.values()),
-                                        self._aligner, self.slot.tend)
+                                        self._aligner, self.slot.tend, self.flight)
             housekeeping.start()
             self.slot.start()
             gc.collect()
@@ -105,6 +109,8 @@ class Server:
             self.slot.stop()
             if housekeeping is not None and housekeeping.started:
                 housekeeping.stop()
+            if self.flight is not None:
+                self.flight.stop()
             self._source_reports = {s.name: _source_report(s) for s in self._sources.values()}
             self.close()
         return self.summary(time.monotonic() - started)
@@ -149,6 +155,8 @@ class Server:
             self._publish_last()
 
     def _publish_last(self) -> None:
+        if self.flight is not None:
+            self.flight.event(ENGINE_FAILED_EVENT)
         self._publish(self._pipeline.nothing(assemble.ENGINE_FAILED, now_ns()))
 
     # The hot path, from here to `_publish`.
@@ -213,7 +221,7 @@ class Server:
             now = now_ns()
             if self._closed_ns:
                 self._patience.waited(now - self._closed_ns, self.decodes - before)
-                pipeline.set_backlog(self._patience.backlog)
+                pipeline.set_patience(self._patience.limit_ns * 1e-9, self._patience.backlog)
             self._closed_ns = now
             self._stale_due_ns = now + self._patience.limit_ns
             self.keep_warm.bin_closed(received, pipeline.service_ns)
@@ -244,6 +252,7 @@ class Server:
             "latency": latency_summary(self.latency),
             "keep_warm": self.keep_warm.report(),
             "stale_after_ms": round(self._patience.limit_ns / 1e6, 3),
+            "recording": None if self.flight is None else self.flight.report(),
             "engine": self.slot.engine.name,
             "precision": self.slot.engine.precision,
             "model": self.slot.model.model_hash,

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from neds_rt import _core
-from neds_rt.bundle import Bundle, read_bundle
+from neds_rt.bundle import Bundle
+from neds_rt.bundle_reader import read_apart
 from neds_rt.errors import BadInput, EngineFailed, NedsError, StartError
 from neds_rt.models import ServedModel, check_replacement
 
@@ -63,7 +64,7 @@ class Swapper:
         """
         with self._alone() as clock:
             clock.stage("read")
-            bundle = read_bundle(path)
+            bundle = read_apart(path)
             check_replacement(self.served.manifest, bundle.manifest, self._history.capacity,
                               bundle.where)
             clock.stage("build")

@@ -130,6 +130,15 @@ class Assembler {
     });
   }
 
+  // By how many seconds the last frames came later than their streams' frames do.
+  double late_s() const noexcept {
+    double late = 0;
+    for (const Stream& s : streams_) {
+      if (!s.missing) late = std::max(late, s.clock.off_s());
+    }
+    return late;
+  }
+
   std::span<std::uint16_t> counts() noexcept { return counts_; }
   std::span<std::int64_t> counters() noexcept { return counters_; }
   std::int64_t bin() const noexcept { return bin_; }

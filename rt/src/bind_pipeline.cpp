@@ -167,7 +167,7 @@ void bind_pipeline(nb::module_& m) {
           "header"_a, "payload"_a, "recv_ns"_a)
       .def("next", &Pipeline::next, nb::call_guard<nb::gil_scoped_release>())
       .def("sent", &Pipeline::sent)
-      .def("set_backlog", &Pipeline::set_backlog, "bins"_a)
+      .def("set_patience", &Pipeline::set_patience, "late_s"_a, "backlog"_a)
       .def("nothing",
            [](Pipeline& self, int reason, std::int64_t now_ns) {
              if (reason < 0 || reason >= kReasons) throw nb::index_error("no such reason");

@@ -6,6 +6,7 @@
 #include "assembler.hpp"
 #include "decode.hpp"
 #include "engine_slot.hpp"
+#include "tape.hpp"
 #include "validity.hpp"
 
 namespace neds {
@@ -39,8 +40,11 @@ class Pipeline {
   Pipeline(Assembler& assembler, const Model& model, LatencyRing& latency)
       : assembler_(assembler), slot_(model), latency_(latency), validity_(model.window) {}
 
-  // Bins that may wait behind the one that is decoded; with more, it comes too late to be valid.
-  void set_backlog(std::int64_t bins) noexcept { backlog_ = bins; }
+  // What comes later than `late_s` after its time, or with more bins waiting behind it, is late.
+  void set_patience(double late_s, std::int64_t backlog) noexcept {
+    late_s_ = late_s;
+    backlog_ = backlog;
+  }
 
   // Swap and fail-over; what belongs to which thread is said there.
   EngineSlot& slot() noexcept { return slot_; }
@@ -49,6 +53,7 @@ class Pipeline {
   std::size_t feed(std::span<const std::uint8_t> header, std::span<const std::uint8_t> payload,
                    std::int64_t recv_ns) {
     row_[0] = recv_ns;
+    if (tape_ != nullptr) tape_->frame(header, payload, recv_ns);
     assembler_.push(header.data(), header.size(), payload.data(), payload.size(),
                     recv_ns);
     return next();
@@ -59,6 +64,7 @@ class Pipeline {
     if (!unsent_) return;
     row_[4] = last_sent_ns_ = monotonic_ns();
     latency_.add(row_);
+    if (tape_ != nullptr) tape_message(bytes_of(row_));
     unsent_ = false;
   }
 
@@ -88,8 +94,16 @@ class Pipeline {
     if (lag >= 0) lag += static_cast<double>(now_ns - last_sent_ns_) * 1e-9;
     const double nan = std::numeric_limits<double>::quiet_NaN();
     slot_.encoder().set_missing({});
-    return encoded(slot_.encoder().encode(seq_, -1, nan, lag, now_ns, reason, nullptr));
+    size_ = slot_.encoder().encode(seq_, -1, nan, lag, now_ns, reason, nullptr);
+    if (tape_ != nullptr) {
+      tape_->nothing(reason, now_ns);
+      tape_message({});
+    }
+    return encoded(size_);
   }
+
+  // From now on everything that goes in and comes out is put on `tape`, which must outlive this.
+  void record(TapeRing* tape) noexcept { tape_ = tape; }
 
   // Messages so far.
   std::int64_t seq() const noexcept { return seq_; }
@@ -115,23 +129,25 @@ class Pipeline {
     if (slot_.adopt()) change_model();
     const float* outputs = slot_.step(assembler_.counts().data(), present);
     row_[2] = monotonic_ns();
+    if (slot_.failed_over() && tape_ != nullptr) tape_->event("failed over", {}, row_[2]);
     slot_.judge(row_[2] - row_[1]);
     const BinFacts facts{!present, !assembler_.missing().empty(), assembler_.clock_jumped()};
     Reason seen = validity_.advance(facts, 1);
-    if (seen == kOk && assembler_.available() > backlog_) seen = kDeadlineMissed;
+    const bool late = assembler_.available() > backlog_ || assembler_.late_s() > late_s_;
+    if (seen == kOk && late) seen = kDeadlineMissed;
     DecodeEncoder& encoder = slot_.encoder();
     encoder.set_session(assembler_.session());  // a stream that joins late may bring another name
     encoder.set_missing(assembler_.missing());
-    const std::size_t size =
+    size_ =
         encoder.encode(seq_, bin, assembler_.end_s(bin), assembler_.spike_lag_s(), row_[0],
                        slot_.failed_over() ? kFailedOver : seen, outputs);
     row_[3] = encoder.pub_ns();
     unsent_ = true;
-    return encoded(size);
+    return encoded(size_);
   }
 
   void change_model() {
-    slot_.encoder().set_session(assembler_.session());
+    if (tape_ != nullptr) tape_->event("model swapped", {}, row_[1]);
     validity_.set_window(slot_.window());
   }
 
@@ -141,6 +157,12 @@ class Pipeline {
     return size;
   }
 
+  // After it was sent, so that no message waits for its recording.
+  void tape_message(ByteSpan stamps) noexcept {
+    tape_->decode(stamps, {slot_.encoder().buffer().data(), size_},
+                  slot_.encoder().pub_ns());
+  }
+
   Assembler& assembler_;
   EngineSlot slot_;
   LatencyRing& latency_;
@@ -148,9 +170,12 @@ class Pipeline {
   LatencyRing::Row row_{};
   std::array<std::int64_t, kReasons> reasons_{};
   std::int64_t epoch_ = -1, seq_ = 0, last_sent_ns_ = 0;
+  double late_s_ = std::numeric_limits<double>::infinity();
   std::int64_t backlog_ = std::numeric_limits<std::int64_t>::max();
   std::int64_t lost_ = 0, skipped_ = 0, lost_bin_ = 0;  // lost bins still to publish, to skip
   bool unsent_ = false;
+  std::size_t size_ = 0;  // of the last message
+  TapeRing* tape_ = nullptr;
 };
 
 }  // namespace neds

@@ -34,15 +34,15 @@ inline constexpr std::array<ReasonText, kReasons> kReasonTable = {{
     {"gap", "a bin that was lost, or closed without a stream, lies inside the window"},
     {"stale", "no bin closed for `--stale-after` seconds"},
     {"not finite", "a value is NaN or infinite"},
-    {"engine failed", "the engine raised"},
+    {"engine failed", "the engine failed and nothing could take over; no decode follows"},
     {"stream missing", "the bin was closed without the streams in `missing`"},
     {"units silent", "more units than explained are silent for longer than in training"},
     {"units saturated", "more units than explained fire above their ceiling in training"},
     {"clock jump", "in the window a stream's clock left this machine's by `--clock-jump` seconds"},
-    {"failed over", "another engine took over and has not seen a full window"},
+    {"failed over", "the first bin that the standby engine decoded, see \"Fail-over\""},
     {"drift", "firing, or how well the model predicts it, is not what it was in training"},
     {"deadline missed",
-     "written later than `--deadline-ms` after its frame came, or with newer bins waiting"},
+     "written later than `--deadline-ms` after its frame came, or the frame came late itself"},
 }};
 
 }  // namespace neds

@@ -1,6 +1,6 @@
 """Ten thousand bins while the heap is watched; a process of its own, see test_allocations.py.
 
-    LD_PRELOAD=counter.so python -m tests.rt.allocating steps native:int8
+    LD_PRELOAD=counter.so python -m tests.rt.allocating steps native:int8 [NEW FOLDER TO RECORD IN]
     LD_PRELOAD=counter.so python -m tests.rt.allocating server native:int8 MODEL zmq+ipc://PATH
     LD_PRELOAD=counter.so python -m tests.rt.allocating traced native:int8 MODEL zmq+ipc://PATH
 
@@ -13,6 +13,7 @@ import ctypes
 import json
 import sys
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 
@@ -21,8 +22,9 @@ from neds_rt.assemble import Rehearsal, make_assembler, make_encoder, make_stepp
 from neds_rt.bundle import random_bundle, read_bundle
 from neds_rt.config import ServeConfig
 from neds_rt.engines import load_engine
+from neds_rt.recording.flight import FlightRecorder
 from neds_rt.server import Server, announce
-from tests.rt.serving import MODALITIES, SHAPE
+from tests.rt.serving import MODALITIES, SHAPE, small_bundle
 from tests.rt.spike_frames import Sender
 
 BINS, FIRST = 10_000, 500
@@ -61,15 +63,29 @@ def frames(n, sender=None, first=0):
             for k in range(first, first + n)]
 
 
-def count_steps(heap, name):
-    """Frame to message for every bin, rehearsals between, by the C++ parts that a server uses."""
+def count_steps(heap, name, folder=""):
+    """Frame to message for every bin, rehearsals between, by the C++ parts that a server uses.
+
+    Every bin is kept, and a standby sees it; with a folder a flight recorder writes there.
+    """
     bundle = random_bundle(SHAPE, UNITS, MODALITIES)
-    engine = load_engine(name, bundle)
+    recorder = None
+    if folder:
+        bundle = read_bundle(small_bundle(Path(folder) / "x.neds"))
+    engine, standby = load_engine(name, bundle), load_engine("native", bundle)
     assembler = make_assembler(bundle.manifest, ["a"])
-    stepper = make_stepper(engine, assembler.counts)
-    pipeline = _core.Pipeline(
-        assembler, make_encoder(bundle.manifest), stepper, _core.LatencyRing(64), SHAPE.window)
+    history, counts = _core.History(256, UNITS), np.zeros(UNITS, np.uint16)
+    followers = [_core.Follower(history, make_stepper(e, counts), counts, e.n_outputs)
+                 for e in (engine, standby)]
+    model = _core.Candidate(make_stepper(engine, assembler.counts), make_encoder(bundle.manifest),
+                            SHAPE.window, *followers)
+    pipeline = _core.Pipeline(assembler, model, _core.LatencyRing(64))
+    pipeline.keep(history)
     rehearse = Rehearsal(bundle.manifest, engine)
+    if folder:
+        config = ServeConfig(probe={"a": "zmq+ipc://a"}, record=f"{folder}/r", record_reserve_mb=0)
+        recorder = FlightRecorder(config, bundle, engine)
+        recorder.start(pipeline)
     sent = frames(FIRST + BINS)
     decoded = before = 0
     for k, (header, payload) in enumerate(sent):
@@ -80,10 +96,16 @@ def count_steps(heap, name):
         while size:
             decoded += 1
             size = pipeline.next()
+        while pipeline.standby_behind:
+            pipeline.follow()
         if k % 10 == 0:
             rehearse()
     heap.watch(False)
     assert decoded == FIRST + BINS
+    np.testing.assert_array_equal(standby.core.position, engine.core.position)
+    if recorder is not None:
+        recorder.stop()
+        assert recorder.report()["bytes"] > 100 * BINS
     return {"allocations": heap.counted - before}
 
 
@@ -109,6 +131,7 @@ def count_server(heap, name, model, uri, *, traced):
     server.keep_warm.bin_closed = bin_closed
     if traced:
         tracemalloc.start()
+        heap.control()  # what the counter itself holds is there from now on
     server.run(announce)
     assert server.decodes == FIRST + BINS + 2
     return {"allocations": int(seen[3] - seen[1]), "python_bytes": int(seen[4] - seen[2])}

@@ -49,6 +49,11 @@ def test_from_frame_to_message_nothing_is_allocated(counter, precision):
     assert found["allocations"] == 0
 
 
+def test_recording_all_of_it_allocates_nothing_either(counter, tmp_path):
+    found = finish(start(counter, "steps", "native:int8", tmp_path))
+    assert found["allocations"] == 0
+
+
 def serve(counter, folder, how):
     uri = f"zmq+ipc://{folder}/probe"
     model = small_bundle(folder / "x.neds")

@@ -294,4 +294,8 @@ def test_the_command_swaps_and_tells(model, tmp_path):
         assert code == 0
         assert '"stage": "idle"' in out
         rig.server.end()
-    assert check(rig, model, other)[-1] == y
+    x, last = check(rig, model, other)
+    assert last == y
+    at = next(d.seq for d in rig.seen if d.model == y)
+    took_over = f"neds-rt serve: model {y[:12]} took over from {x[:12]} at decode {at}"
+    assert took_over in rig.server.lines

@@ -279,7 +279,7 @@ def test_bins_behind_which_newer_ones_wait_are_late(tmp_path):
     engine = load_engine("native", bundle)
     pipeline = _core.Pipeline(assembler, encoder, make_stepper(engine, assembler.counts),
                               _core.LatencyRing(64), WINDOW)
-    pipeline.set_backlog(2)
+    pipeline.set_patience(60.0, 2)
     sender, reasons, begin = Sender("a"), [], 0
     for end in ((WINDOW + 1) * BIN, (WINDOW + 6) * BIN):  # the second time five bins at once
         size = pipeline.feed(*sender.frame(begin, end), _core.monotonic_ns())

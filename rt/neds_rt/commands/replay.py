@@ -1,11 +1,14 @@
-"""Play a prepared session as a live probe.
+"""Play a prepared session as a live probe, or verify what a server recorded.
 
 Binds the URI, waits for a subscriber (`neds-rt serve`), then sends the session's spikes in blocks,
 each at the time its last sample was recorded, divided by the speed. Nothing is dropped: at
-`--speed max` the player waits for the subscriber instead.
+`--speed max` the player waits for the subscriber instead. RECORDING is a folder of `neds-rt serve
+--record`: its spikes are played likewise. With --verify nothing is played live: the recording goes
+through the same pipeline again and every decode is compared; exit code 4 if one differs.
 
     neds-rt replay SESSION.h5 --to zmq+tcp://127.0.0.1:5570
     neds-rt replay SESSION.h5 --to zmq+tcp://127.0.0.1:5570 --speed max --from 80% --model X.neds
+    neds-rt replay RECORDING --verify
 """
 
 from __future__ import annotations
@@ -21,7 +24,15 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `neds-rt replay`."""
-    parser.add_argument("session", metavar="SESSION.h5", help="session written by `neds prepare`")
+    parser.add_argument("session", metavar="SESSION.h5|RECORDING",
+                        help="session of `neds prepare`, or folder of `neds-rt serve --record`")
+    parser.add_argument("--verify", action="store_true",
+                        help="replay a RECORDING offline and compare every decode")
+    parser.add_argument("--engine", metavar="NAME[:PRECISION]",
+                        help="with --verify: by another engine than was recorded")
+    parser.add_argument("--tolerance", type=float, metavar="T",
+                        help="with --verify: accept errors up to T * (1 + |value|) (default: 0 for "
+                        "the recorded CPU engine and instruction set, else by precision)")
     parser.add_argument("--to", metavar="URI", default="zmq+tcp://127.0.0.1:5570",
                         help="where to bind, zmq+tcp:// or zmq+ipc:// (default %(default)s)")
     parser.add_argument("--speed", default="1", metavar="X",
@@ -35,7 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="end at second S of the session, or at S%% of its bins")
     parser.add_argument("--probe", metavar="NAME", help="which probe, if the session has several")
     parser.add_argument("--model", metavar="BUNDLE",
-                        help="play the units this bundle knows, in its order, on its bin grid")
+                        help="play the units this bundle knows, in its order, on its bin grid; "
+                        "with --verify: another copy of the bundle that was recorded")
     parser.add_argument("--bin-size", type=float, metavar="S",
                         help="bin size that --from-bin and percentages count in "
                         "(default: the model's, or the session's own if it is binned)")
@@ -49,17 +61,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Play the session; returns 0 after the last watermark."""
+    """Play the session, returns 0 after the last watermark; or verify a recording."""
     from pathlib import Path
 
     from neds_rt.bundle import read_bundle
+    from neds_rt.errors import BadInput
     from neds_rt.player import Player
+    from neds_rt.recording.header import is_recording
     from neds_rt.sources.replay import blocks, read_recording
 
+    if args.verify:
+        from neds_rt.recording.verify import run_verify
+
+        return run_verify(Path(args.session), args.model, args.engine, args.tolerance, args.json)
+    for option, value in (("--engine", args.engine), ("--tolerance", args.tolerance)):
+        if value is not None:
+            raise BadInput(option, "option", "given", "--verify with it")
     speed = _speed(args.speed)
     manifest = read_bundle(args.model).manifest if args.model else None
     order = [(u.probe, u.channel, u.cluster) for u in manifest.units] if manifest else None
-    recording = read_recording(Path(args.session), args.probe, order)
+    recording: Recording
+    if is_recording(Path(args.session)):
+        from neds_rt.recording.tape_session import read_tape_session
+
+        recording, manifest = read_tape_session(Path(args.session), args.model, args.probe)
+    else:
+        recording = read_recording(Path(args.session), args.probe, order)
     t0, t1, first_bin = _range(args, recording, manifest)
     block = max(1, round(_positive("--block-ms", args.block_ms) * 1e-3 * recording.fs))
     with Player(args.to, stream=recording.units.probe, fs=recording.fs,

@@ -76,6 +76,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--hang-after", type=float, metavar="S",
         help="end the process, with a last invalid decode, when a step does not return for S "
              f"seconds (default {d.hang_after:g})")
+    add("--record", metavar="PATH",
+        help="record all that comes in and goes out into a new folder, to be replayed with "
+             "`neds-rt replay PATH --verify`; %%Y%%m%%d-%%H%%M%%S and the like become the date")
+    add("--record-sync", type=float, metavar="S",
+        help="bring the recording to the disk every S seconds: what a power cut may take "
+             f"(default {d.record_sync:g})")
+    add("--record-reserve-mb", type=int, metavar="MB",
+        help=f"end the recording, not the decoding, when less than this is free "
+             f"(default {d.record_reserve_mb})")
     add("--insecure", action="store_true",
         help="accept endpoints that other machines can reach: nothing is encrypted")
     add("--config", metavar="FILE", help="TOML file with these options, `-` written as `_`, and "
@@ -158,6 +167,9 @@ def _text(summary: dict[str, Any]) -> str:
         "decodes by reason: " + (", ".join(f"{k} {v}" for k, v in reasons.items()) or "none"),
         "counters: " + (", ".join(f"{k} {v}" for k, v in counters.items()) or "none"),
     ]
+    if summary["recording"] is not None:
+        lines.append("recording {path}: {state}, {bytes} bytes, {lost_records} records lost"
+                     .format_map(summary["recording"]))
     for name, source in summary["sources"].items():
         odd = {k: v for k, v in source["counters"].items() if v}
         if odd:
