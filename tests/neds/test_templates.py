@@ -40,7 +40,7 @@ class TestMeasure:
 
     def test_noise_and_amplitudes(self):
         t = templates().tensors
-        assert np.all((t["noise"] > 6.5) & (t["noise"] < 13))
+        assert np.all((t["noise"] > 5.5) & (t["noise"] < 11))
         np.testing.assert_allclose(np.diag(t["correlation"]), 1, atol=1e-3)
         assert np.abs(t["correlation"] - np.eye(CHANNELS)).max() < 0.15
         np.testing.assert_allclose(t["amplitude"][:, 0], 1, atol=0.05)
