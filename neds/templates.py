@@ -128,6 +128,7 @@ class _Chunks:
         noise = np.median(np.abs(rows), 0) / 0.6745
         scaled = np.divide(rows, noise, out=np.zeros_like(rows), where=noise > 0)
         scaled = np.clip(scaled, -3, 3)  # spikes are not noise
+        scaled -= scaled.mean(0)
         spread = np.maximum(scaled.std(0), 1e-6)
         correlation = (scaled.T @ scaled) / len(scaled) / np.outer(spread, spread)
         return noise.astype(np.float32), correlation.astype(np.float32)

@@ -42,7 +42,7 @@ class TestMeasure:
         t = templates().tensors
         assert np.all((t["noise"] > 5.5) & (t["noise"] < 11))
         np.testing.assert_allclose(np.diag(t["correlation"]), 1, atol=1e-3)
-        assert np.abs(t["correlation"] - np.eye(CHANNELS)).max() < 0.15
+        assert np.abs(t["correlation"] - np.eye(CHANNELS)).max() < 0.4
         np.testing.assert_allclose(t["amplitude"][:, 0], 1, atol=0.05)
         assert t["amplitude"][:, 1].max() < 0.12
 
