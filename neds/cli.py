@@ -8,6 +8,8 @@ from neds_rt.dispatch import run_command
 
 COMMANDS = {
     "prepare": ("neds.commands.prepare", "read recordings into the session store"),
+    "templates": ("neds.commands.templates", "templates of sorted units, to find them live"),
+    "detect": ("neds.commands.detect", "find sorted units in a raw recording as live"),
     "synth": ("neds.commands.synth", "make synthetic animals with known rates"),
     "train": ("neds.commands.train", "train a model on one recording"),
     "pretrain": ("neds.commands.pretrain", "train one model on many animals"),

@@ -9,6 +9,7 @@ the torch model on rows that were held back.
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,15 @@ from neds.health import FILE as HEALTH_FILE
 from neds.health import fit_health
 from neds.model import BehaviourSpec, BehaviourStitch, Neds, SessionSpec
 from neds.precisions import decode_with, errors, precision_report
-from neds_rt.bundle import Bundle, Manifest, ModalityOut, Shape, make_bundle, write_bundle
+from neds_rt.bundle import (
+    Bundle,
+    Manifest,
+    ModalityOut,
+    ProbeTemplates,
+    Shape,
+    make_bundle,
+    write_bundle,
+)
 from neds_rt.engines import load_engine
 from neds_rt.errors import BadInput, CheckFailed
 
@@ -189,8 +198,11 @@ def export(
     *,
     behaviours: list[str],
     graphs: list[str],
+    templates: Sequence[tuple[ProbeTemplates, bytes]] = (),
 ) -> Manifest:
     """Write the bundle of one session, with graphs and a parity report; returns its manifest.
+
+    templates: of the probes' units, as `neds.bundle_templates` makes them.
 
     The graphs are of the streaming form: "step" is one bin against cached keys and values,
     "window" the batch computation over `window` bins from a cold start.
@@ -199,8 +211,9 @@ def export(
     decoder has not) or one of another form than bundles serve, a session without behaviours or an
     unknown one; `CheckFailed` for a bundle that fails parity.
     """
-    return write_bundle(
-        out, **bundle_parts(model, info, recording, behaviours=behaviours, graphs=graphs))
+    parts = bundle_parts(model, info, recording, behaviours=behaviours, graphs=graphs)
+    parts["files"] |= {entry.file: data for entry, data in templates}
+    return write_bundle(out, **parts, templates=[entry for entry, _ in templates])
 
 
 def bundle_parts(

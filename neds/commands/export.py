@@ -36,6 +36,9 @@ def add_bundle_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--behaviours", default="", help="comma-separated names to decode (all)")
     parser.add_argument("--sign", default="", metavar="KEY.pem",
                         help="sign the bundle with this secret key (neds-rt keygen --signing)")
+    parser.add_argument("--templates", action="append", default=[], metavar="[PROBE=]PATH",
+                        help="templates to find the units in raw data with: a file of neds "
+                        "templates, or a sorting analyzer's folder; once for each probe")
     parser.add_argument("--json", action="store_true", help="print one JSON object as last line")
 
 
@@ -44,6 +47,8 @@ def run(args: argparse.Namespace) -> int:
     import json
     from pathlib import Path
 
+    from neds.bundle_templates import probe_templates
+    from neds.commands.templates import unheard
     from neds.export import export
     from neds_rt.errors import BadInput
 
@@ -53,8 +58,9 @@ def run(args: argparse.Namespace) -> int:
             raise BadInput("--graphs", "name", repr(name), "step, window")
     key = signing_key(args.sign)
     model, info, recording = open_session(args)
+    extra, silent = probe_templates(args.templates, recording.state.units)
     manifest = export(model, info, recording, Path(args.out),
-                      behaviours=names_of(args.behaviours), graphs=graphs)
+                      behaviours=names_of(args.behaviours), graphs=graphs, templates=extra)
     sign_written(args.out, key)
     summary = {
         "bundle": args.out,
@@ -63,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
         "modalities": [m.name for m in manifest.modalities],
         "bytes": size_of(args.out),
         "parity": manifest.parity,
+        "without_template": silent,
     }
     if args.json:
         print(json.dumps(summary))
@@ -70,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"wrote {args.out}: {summary['units']} units, {', '.join(summary['modalities'])}, "
               f"{summary['bytes'] / 1e6:.1f} MB; largest error against torch: "
               f"native {manifest.parity['native']['max']:.1e}, "
-              f"onnx {manifest.parity['onnx']['max']:.1e}")
+              f"onnx {manifest.parity['onnx']['max']:.1e}"
+              + unheard("they have no template", silent))
     return 0
 
 

@@ -58,13 +58,14 @@ def read_sorting(path: str | Path, options: SortingOptions | None = None) -> Ses
     Folders with pickles are refused: to load one is to run what it says.
     """
     source, options = Path(path), options or SortingOptions()
-    loaded = _load(source)
-    recording = _load(Path(options.recording)) if options.recording else None
+    loaded = load_folder(source)
+    recording = load_folder(Path(options.recording)) if options.recording else None
     with naming(source):
         return from_sorting(loaded, options, recording=recording, name=source.resolve().stem)
 
 
-def _load(path: Path) -> Any:
+def load_folder(path: Path) -> Any:
+    """What `spikeinterface.load` makes of a path. Raises `BadInput`, for pickles too."""
     if not path.exists():
         raise BadInput(path, "path", "nothing there", "a folder or file of SpikeInterface")
     pickles = [p for p in (path, *path.rglob("*")) if p.suffix in PICKLES]

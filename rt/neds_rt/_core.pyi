@@ -340,6 +340,55 @@ class ThresholdDetector:
     @property
     def where(self) -> NDArray[np.int32]: ...
 
+class FrontEnd:
+    """Raw AP band -> high-passed and referenced rows."""
+
+    def __init__(self, channels: int, fs: float, highpass_hz: float, reference: bool) -> None: ...
+    def process(self, data: Buffer, into: NDArray[np.float32]) -> None: ...
+    def reset(self) -> None: ...
+
+class TemplateMatcher:
+    """Raw AP band -> spikes of known units."""
+
+    def __init__(
+        self,
+        channels: int,
+        fs: float,
+        model: dict[str, Any],
+        *,
+        highpass_hz: float,
+        reference: bool,
+        threshold: float,
+        least_share: float,
+        shifts: int,
+        guard: int,
+        reach: int,
+        refractory: int,
+        rescans: int,
+        drift_gain: float,
+        adapt_gain: float,
+    ) -> None: ...
+    def push(self, data: Buffer, first: int) -> int: ...
+    def reset(self) -> None: ...
+    @property
+    def live_from(self) -> int: ...
+    @property
+    def hold(self) -> int: ...
+    @property
+    def overflow(self) -> int: ...
+    @property
+    def peaks(self) -> int: ...
+    @property
+    def unmatched(self) -> int: ...
+    @property
+    def drift(self) -> NDArray[np.float32]: ...
+    @property
+    def samples(self) -> NDArray[np.int64]: ...
+    @property
+    def where(self) -> NDArray[np.int32]: ...
+    @property
+    def amplitude(self) -> NDArray[np.float32]: ...
+
 MAX_TAPE_RECORD: int
 
 class Tape:

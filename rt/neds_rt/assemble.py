@@ -19,6 +19,7 @@ from neds_rt.sources.units import UnitMap
 from neds_rt.wire import MAX_NAME_BYTES, SPIKE_DTYPE, WIRE_VERSION, SpikeHeader, encode_spikes
 
 if TYPE_CHECKING:
+    from neds_rt.bundle import Bundle
     from neds_rt.engines import Engine
     from neds_rt.manifest import Manifest
     from neds_rt.sources.units import UnitFile
@@ -61,6 +62,17 @@ def unit_maps(
         name: UnitMap([manifest.units[row] for row in rows], unit_file)
         for name, rows in stream_rows(manifest, probes)
     }
+
+
+def give_templates(maps: dict[str, UnitMap], bundle: Bundle) -> None:
+    """Hand each probe's units the templates that the bundle has of them. Raises `BadInput`."""
+    if not bundle.manifest.templates:
+        return
+    from neds_rt.templates import bundle_templates
+
+    templates = bundle_templates(bundle)
+    for units in maps.values():
+        units.templates = templates.get(units.units[0].probe)
 
 
 def make_assembler(

@@ -27,6 +27,7 @@ from neds_rt.manifest import (
     Manifest,
     ModalityOut,
     Plan,
+    ProbeTemplates,
     Shape,
     Unit,
     check_manifest,
@@ -42,9 +43,9 @@ STEP_GRAPH = "model.onnx"
 SIGNATURE = "signature"  # over the manifest; the one file that it cannot list
 
 __all__ = [
-    "SCHEMA_VERSION", "Bundle", "Health", "Manifest", "ModalityOut", "Plan", "Shape", "Unit",
-    "check_manifest", "check_weights", "compute_model_hash", "make_bundle", "random_bundle",
-    "read_bundle", "tensor_shapes", "write_bundle",
+    "SCHEMA_VERSION", "Bundle", "Health", "Manifest", "ModalityOut", "Plan", "ProbeTemplates",
+    "Shape", "Unit", "check_manifest", "check_weights", "compute_model_hash", "make_bundle",
+    "random_bundle", "read_bundle", "tensor_shapes", "write_bundle",
 ]
 
 
@@ -108,6 +109,7 @@ def write_bundle(
     parity: Mapping[str, Any] | None = None,
     plans: Sequence[Plan] = (),
     health: Health | None = None,
+    templates: Sequence[ProbeTemplates] = (),
 ) -> Manifest:
     """Write a bundle and return its manifest, with hashes and model hash filled in.
 
@@ -118,7 +120,8 @@ def write_bundle(
     bundle = make_bundle(
         session=session, subject=subject, bin_size_s=bin_size_s, shape=shape, units=units,
         modalities=modalities, weights=weights, files=files, precision=precision,
-        provenance=provenance, parity=parity, plans=plans, health=health, where=Path(path),
+        provenance=provenance, parity=parity, plans=plans, health=health, templates=templates,
+        where=Path(path),
     )
     contents = {
         MANIFEST: msgspec.json.format(msgspec.json.encode(bundle.manifest)) + b"\n",
@@ -144,6 +147,7 @@ def make_bundle(
     parity: Mapping[str, Any] | None = None,
     plans: Sequence[Plan] = (),
     health: Health | None = None,
+    templates: Sequence[ProbeTemplates] = (),
     where: object = "bundle",
 ) -> Bundle:
     """Return the verified bundle that `write_bundle` would write, in memory."""
@@ -158,7 +162,7 @@ def make_bundle(
         modalities=list(modalities), precision=precision, model_hash="",
         hashes={name: hashlib.sha256(data).hexdigest() for name, data in sorted(hashed.items())},
         provenance=dict(provenance or {}), parity=dict(parity or {}),
-        plans=list(plans), health=health,
+        plans=list(plans), health=health, templates=list(templates),
     )
     # Through JSON and back, so that what is hashed is what a reader will see (1 as a float: 1.0).
     manifest = parse_manifest(msgspec.json.encode(draft), where)

@@ -87,6 +87,14 @@ class Health(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     bits_per_spike: float  # of the predictions, on those; over the training rates
 
 
+class ProbeTemplates(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Templates of a probe's units among a bundle's files; made by `neds export --templates`."""
+
+    probe: str
+    file: str
+    missing: list[int] = []  # rows of the bundle's unit table that have none
+
+
 # Defaults are left out, so that a bundle without plans is what it was before there were any.
 class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """`manifest.json` of a bundle."""
@@ -106,6 +114,7 @@ class Manifest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     parity: dict[str, Any]
     plans: list[Plan] = []
     health: Health | None = None
+    templates: list[ProbeTemplates] = []
 
 
 def tensor_shapes(
@@ -184,6 +193,7 @@ def check_manifest(manifest: Manifest, where: object) -> None:
         _check_plan(plan, manifest.hashes, where)
     if manifest.health is not None:
         _check_health(manifest.health, where)
+    _check_templates(manifest, where)
     found = compute_model_hash(manifest)
     if manifest.model_hash != found:
         raise BadInput(where, "model_hash", f"{found[:12]}…", f"{manifest.model_hash[:12]}…")
@@ -220,6 +230,19 @@ def _check_modality(modality: ModalityOut, where: object) -> None:
         raise BadInput(where, f"{label} classes", modality.classes, f"{n_classes} distinct labels")
     if modality.sd and (len(modality.sd) != n or not all(0 <= sd < math.inf for sd in modality.sd)):
         raise BadInput(where, f"{label} sd", modality.sd, f"{n} finite numbers, or none")
+
+
+def _check_templates(manifest: Manifest, where: object) -> None:
+    probes = [entry.probe for entry in manifest.templates]
+    known = {unit.probe for unit in manifest.units}
+    for entry in manifest.templates:
+        if entry.probe not in known or probes.count(entry.probe) > 1:
+            raise BadInput(where, "templates", f"probe {entry.probe!r}",
+                           f"each once, of {', '.join(sorted(known))}")
+        if entry.file not in manifest.hashes:
+            raise BadInput(where, f"templates of {entry.probe!r}", entry.file, "a file of hashes")
+        if any(not 0 <= row < len(manifest.units) for row in entry.missing):
+            raise BadInput(where, f"templates of {entry.probe!r}", entry.missing, "rows of units")
 
 
 def _check_plan(plan: Plan, hashes: dict[str, str], where: object) -> None:

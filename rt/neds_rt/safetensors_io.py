@@ -29,9 +29,11 @@ class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     data_offsets: tuple[int, int]
 
 
-def encode_tensors(tensors: Mapping[str, NDArray[np.float32]]) -> bytes:
+def encode_tensors(
+    tensors: Mapping[str, NDArray[np.float32]], metadata: Mapping[str, str] | None = None
+) -> bytes:
     """Return `tensors` as a safetensors file; equal tensors give equal bytes (sorted by name)."""
-    header: dict[str, dict[str, object]] = {}
+    header: dict[str, dict[str, object]] = {"__metadata__": dict(metadata)} if metadata else {}
     chunks: list[bytes] = []
     offset = 0
     for name in sorted(tensors):
@@ -53,14 +55,9 @@ def decode_tensors(data: bytes, where: object) -> dict[str, NDArray[np.float32]]
 
     Raises `BadInput` naming `where` when a byte of the file is not what the format demands.
     """
-    if len(data) < 8:
-        raise BadInput(where, "header length", f"a file of {len(data)} bytes", "at least 8 bytes")
-    (n_header,) = struct.unpack_from("<Q", data)
-    room = min(len(data) - 8, MAX_HEADER_BYTES)
-    if n_header > room:
-        raise BadInput(where, "header length", n_header, f"at most {room}")
-    entries = _parse_header(data[8 : 8 + n_header], where)
-    body = memoryview(data)[8 + n_header :]
+    header = _header(data, where)
+    entries = _parse_header(header, where)
+    body = memoryview(data)[8 + len(header) :]
     tensors: dict[str, NDArray[np.float32]] = {}
     end_of_last = 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
@@ -74,11 +71,35 @@ def decode_tensors(data: bytes, where: object) -> dict[str, NDArray[np.float32]]
     return tensors
 
 
+def read_metadata(data: bytes, where: object) -> dict[str, str]:
+    """Return what a file says beside its tensors, often nothing. Raises `BadInput`."""
+    try:
+        found = _object(_header(data, where)).get("__metadata__", {})
+        return msgspec.convert(found, dict[str, str])
+    except (ValueError, RecursionError, msgspec.ValidationError) as error:
+        raise BadInput(where, "header", error, "a JSON object with text as metadata") from None
+
+
+def _header(data: bytes, where: object) -> bytes:
+    if len(data) < 8:
+        raise BadInput(where, "header length", f"a file of {len(data)} bytes", "at least 8 bytes")
+    n_header: int = struct.unpack_from("<Q", data)[0]
+    room = min(len(data) - 8, MAX_HEADER_BYTES)
+    if n_header > room:
+        raise BadInput(where, "header length", n_header, f"at most {room}")
+    return data[8 : 8 + n_header]
+
+
+def _object(text: bytes) -> dict[str, Any]:
+    raw = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
+    if not isinstance(raw, dict):
+        raise ValueError("not a JSON object")
+    return raw
+
+
 def _parse_header(text: bytes, where: object) -> dict[str, _Entry]:
     try:
-        raw = json.loads(text.decode("utf-8"), object_pairs_hook=_unique)
-        if not isinstance(raw, dict):
-            raise ValueError("not a JSON object")
+        raw = _object(text)
         raw.pop("__metadata__", None)
         return msgspec.convert(raw, dict[str, _Entry])
     except (ValueError, RecursionError, msgspec.ValidationError) as error:

@@ -50,6 +50,7 @@ class Server:
         self.config = config
         unit_file = read_unit_file(config.units) if config.units else None
         self._unit_maps = assemble.unit_maps(manifest, list(config.probe), unit_file)
+        assemble.give_templates(self._unit_maps, bundle)
         self.assembler = assemble.make_assembler(
             manifest, list(config.probe), config.open_bins, config.close_after, config.clock_jump)
         self.latency = _core.LatencyRing(LATENCY_BINS)

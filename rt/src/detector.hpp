@@ -1,20 +1,20 @@
 // The raw AP band to threshold crossings, one unit a channel: the simple mode, causal throughout.
 //
-// Each channel is high-passed (second-order Butterworth, transposed direct form II). From all of
-// them the median over channels is taken away (common median reference). A channel crosses where it
-// falls below -threshold * noise, noise = median(|x|) / 0.6745 (Quiroga, Nadasdy and Ben-Shaul 2004,
-// Neural Computation 16:1661), over rows spread over a second and then averaged exponentially.
-// After a crossing a channel is deaf for the refractory time.
+// After the front end (`front_end.hpp`) a channel crosses where it falls below -threshold * noise,
+// noise = median(|x|) / 0.6745 (Quiroga, Nadasdy and Ben-Shaul 2004, Neural Computation 16:1661),
+// over rows spread over a second and then averaged exponentially. After a crossing a channel is deaf
+// for the refractory time.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
-#include <numbers>
 #include <span>
 #include <stdexcept>
 #include <vector>
+
+#include "front_end.hpp"
 
 namespace neds {
 
@@ -36,27 +36,22 @@ class ThresholdDetector {
   static constexpr std::size_t kCapacity = std::size_t{1} << 16;  // crossings a block
 
   explicit ThresholdDetector(const DetectorOptions& o)
-      : n_((o.channels + 7) / 8 * 8), channels_(o.channels), threshold_(static_cast<float>(o.threshold)),
-        reference_(o.reference), refractory_(std::llround(o.refractory_s * o.fs)),
+      : n_((o.channels + 7) / 8 * 8), channels_(o.channels),
+        front_(o.channels, o.fs, o.highpass_hz, o.reference),
+        threshold_(static_cast<float>(o.threshold)), refractory_(std::llround(o.refractory_s * o.fs)),
         stride_(std::max<std::int64_t>(1, std::llround(kNoiseSeconds * o.fs / kNoiseRows))),
-        settle_(std::llround(kSettleSeconds * o.fs)), y_(n_), s1_(n_), s2_(n_), sorted_(n_),
+        settle_(std::llround(kSettleSeconds * o.fs)), 
         rows_(kNoiseRows * n_), noise_(n_), level_(n_, -HUGE_VALF), below_(n_), fresh_(n_),
         last_(n_), samples_(kCapacity), where_(kCapacity) {
-    const bool rate = std::isfinite(o.fs) && o.highpass_hz > 0 && o.highpass_hz < 0.5 * o.fs;
-    if (o.channels == 0 || o.channels > 65536 || !rate || !(o.threshold > 0) || o.refractory_s < 0) {
-      throw std::invalid_argument("channels, rates, threshold or refractory time out of range");
+    if (!(o.threshold > 0) || !(o.refractory_s >= 0)) {
+      throw std::invalid_argument("threshold or refractory time out of range");
     }
-    const double k = std::tan(std::numbers::pi * o.highpass_hz / o.fs), q = std::numbers::sqrt2;
-    const double scale = 1 / (1 + q * k + k * k);
-    b0_ = static_cast<float>(scale);
-    a1_ = static_cast<float>(2 * (k * k - 1) * scale);
-    a2_ = static_cast<float>((1 - q * k + k * k) * scale);
     reset();
   }
 
   // Samples do not follow the last ones: the filter starts anew, the noise is kept.
   void reset() noexcept {
-    fresh_start_ = true;
+    front_.reset();
     live_from_ = -1;
     row_ = 0;
     until_row_ = 0;
@@ -69,9 +64,8 @@ class ThresholdDetector {
     for (std::size_t i = 0; i < n; ++i) {
       const std::int16_t* x = data + i * channels_;
       const std::int64_t sample = first + static_cast<std::int64_t>(i);
-      if (fresh_start_) start(x, sample);
-      filter(x);
-      if (reference_) take_reference();
+      if (front_.fresh()) settled_ = sample + settle_;
+      y_ = front_.step(x);
       if (sample >= settled_ && until_row_-- == 0) keep_row();
       if (measured_ && sample >= settled_) {
         if (live_from_ < 0) live_from_ = begin(sample);
@@ -90,42 +84,6 @@ class ThresholdDetector {
   std::span<std::int32_t> where() noexcept { return where_; }
 
  private:
-  // As if the first values had always been there, so that offsets are no step.
-  void start(const std::int16_t* x, std::int64_t sample) noexcept {
-    for (std::size_t c = 0; c < channels_; ++c) {
-      s1_[c] = -b0_ * static_cast<float>(x[c]);
-      s2_[c] = b0_ * static_cast<float>(x[c]);
-    }
-    fresh_start_ = false;
-    settled_ = sample + settle_;
-  }
-
-  void filter(const std::int16_t* x) noexcept {
-    const float b0 = b0_, b1 = -2 * b0_, a1 = a1_, a2 = a2_;
-    float* __restrict y = y_.data();
-    float* __restrict s1 = s1_.data();
-    float* __restrict s2 = s2_.data();
-    for (std::size_t c = 0; c < channels_; ++c) {
-      const float in = static_cast<float>(x[c]);
-      const float out = b0 * in + s1[c];
-      s1[c] = (b1 * in - a1 * out) + s2[c];
-      s2[c] = b0 * in - a2 * out;
-      y[c] = out;
-    }
-  }
-
-  // The element in the middle of the sorted ones, the upper of two.
-  static float median(float* values, std::size_t n) noexcept {
-    std::nth_element(values, values + n / 2, values + n);
-    return values[n / 2];
-  }
-
-  void take_reference() noexcept {
-    std::memcpy(sorted_.data(), y_.data(), channels_ * sizeof(float));
-    const float middle = median(sorted_.data(), channels_);
-    for (std::size_t c = 0; c < channels_; ++c) y_[c] -= middle;
-  }
-
   void keep_row() noexcept {
     until_row_ = stride_ - 1;
     float* row = rows_.data() + row_ * channels_;
@@ -137,7 +95,7 @@ class ThresholdDetector {
     float column[kNoiseRows];
     for (std::size_t c = 0; c < channels_; ++c) {
       for (std::size_t r = 0; r < kNoiseRows; ++r) column[r] = rows_[r * channels_ + c];
-      const float found = median(column, kNoiseRows) / 0.6745f;
+      const float found = median_of(column, kNoiseRows) / 0.6745f;
       noise_[c] = measured_ ? noise_[c] + kNoiseGain * (found - noise_[c]) : found;
       // A dead channel crosses nothing.
       level_[c] = noise_[c] > 0 ? -threshold_ * noise_[c] : -HUGE_VALF;
@@ -155,7 +113,7 @@ class ThresholdDetector {
   }
 
   void detect(std::int64_t sample) noexcept {
-    const float* y = y_.data();
+    const float* y = y_;
     const float* level = level_.data();
     std::uint8_t* below = below_.data();
     std::uint8_t* fresh = fresh_.data();
@@ -186,12 +144,14 @@ class ThresholdDetector {
   }
 
   std::size_t n_, channels_;  // n_: rounded up to eight
-  float threshold_, b0_ = 0, a1_ = 0, a2_ = 0;
-  bool reference_, fresh_start_ = true, measured_ = false;
+  FrontEnd front_;
+  const float* y_ = nullptr;  // the row at hand
+  float threshold_;
+  bool measured_ = false;
   std::int64_t refractory_, stride_, settle_;
   std::int64_t settled_ = 0, live_from_ = -1, until_row_ = 0, overflow_ = 0;
   std::size_t row_ = 0, found_ = 0;
-  std::vector<float> y_, s1_, s2_, sorted_, rows_, noise_, level_;
+  std::vector<float> rows_, noise_, level_;
   std::vector<std::uint8_t> below_, fresh_;
   std::vector<std::int64_t> last_, samples_;
   std::vector<std::int32_t> where_;

@@ -135,6 +135,29 @@ def test_export_and_info(home, capsys):
         assert json.loads(said(capsys, "info", path, "--json"))["kind"] == kind
 
 
+def test_export_with_templates_says_which_units_have_none(home, capsys, tmp_path):
+    from neds.data.store import read_session
+    from neds_rt.bundle import read_bundle
+    from neds_rt.templates import bundle_templates, make_templates
+    from tests.rt.raw_band import templates
+
+    units = read_session(home / "made.h5").units
+    names = np.c_[units.channel, units.cluster][:6]
+    path = tmp_path / "t"
+    path.write_bytes(make_templates(
+        templates().settings, templates().tensors | {"unit": names}, "t").encode())
+    out = tmp_path / "with.neds"
+    text = said(capsys, "export", home / "stream", "--out", out, "--templates", path)
+    assert "6 units will stay silent, they have no template" in text
+    bundle = read_bundle(out)
+    (entry,) = bundle.manifest.templates
+    assert len(entry.missing) == 6
+    assert len(bundle_templates(bundle)[entry.probe].names) == 6
+    line = refused(capsys, "export", home / "stream", "--out", tmp_path / "x.neds",
+                   "--templates", tmp_path / "none")
+    assert "none" in line
+
+
 def test_the_window_form_is_evaluated_described_and_not_exported(home, capsys, tmp_path):
     assert "circular_r2" in said(capsys, "evaluate", home / "window")
     facts = json.loads(said(capsys, "info", home / "window", "--json"))

@@ -32,8 +32,8 @@ def faults_table(results: Sequence[Result]) -> str:
                 ", ".join(row["reasons"]),
             ])
         floor = max(row["floor_ms"] for row in result["faults"])
-        told = (f"Times as p50 / p99 / max. While all is well a frame takes at most {floor:.1f} ms to "
-                "its decode at p99 (the largest of all rows); the aim is that and 25 ms.\n\n")
+        told = (f"Times as p50 / p99 / max. While all is well a frame takes at most {floor:.1f} "
+                "ms to its decode at p99 (the largest of all rows); the aim is that and 25 ms.\n\n")
     return told + markdown(rows)
 
 
@@ -68,8 +68,8 @@ def probes_table(results: Sequence[Result]) -> str:
 
 def sources_table(results: Sequence[Result]) -> str:
     """Every acquisition program's source against its twin."""
-    head = ["source", "messages lost", "spikes/s", "bins equal to offline", "missed", "gaps noticed",
-            "service, µs", "sample age, ms", "CPU, of a core"]
+    head = ["source", "messages lost", "spikes/s", "bins equal to offline", "missed",
+            "gaps noticed", "service, µs", "sample age, ms", "CPU, of a core"]
     rows = [head]
     for result in results:
         rows += [[row["source"], f"{100 * row['loss']:g} %", str(row["spikes_per_second"]),

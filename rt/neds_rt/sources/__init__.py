@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 SOURCES = {
     "zmq+tcp": "neds_rt.sources.zmq:ZmqSource",
     "zmq+ipc": "neds_rt.sources.zmq:ZmqSource",
-    "oe": "neds_rt.sources.openephys:OpenEphysSource",
+    "oe": "neds_rt.sources.oe:open_openephys",
     "oe-events": "neds_rt.sources.oebroadcast:BroadcastSource",
     "spikeglx": "neds_rt.sources.spikeglx:SpikeGlxSource",
     "trodes": "neds_rt.sources.trodes:TrodesSource",

@@ -1,40 +1,38 @@
-"""SpikeGLX: the AP band fetched over TCP, threshold crossings of every channel as spikes.
+"""SpikeGLX: the AP band fetched over TCP, threshold crossings or matched templates as spikes.
 
-    spikeglx://HOST[:4142][?probe=0&js=2&threshold=5&refractory_ms=1&highpass=300
-                           &reference=median|none&block_ms=5]
+    spikeglx://HOST[:4142][?probe=0&js=2&block_ms=5&threshold=5&refractory_ms=1&highpass=300
+                           &reference=median|none]
+    spikeglx://HOST[:4142]?mode=templates[&templates=FILE&threshold=3.5&refractory_ms=0.7&...]
 
 SpikeGLX has no spike stream. A thread of this source fetches all AP channels, the C++ core filters
-and detects (`rt/src/detector.hpp`), and the crossings go to the server as native frames over an
-in-process socket, so that neither waiting for SpikeGLX nor detecting is on the serving thread.
-A unit is a channel: electrode `AP<channel>`, sorted id 0. The noise is measured over the first
-second, in which nothing is decoded.
+and finds spikes (`neds_rt.sources.raw`), and they go to the server as native frames over an
+in-process socket, so that neither waiting for SpikeGLX nor finding is on the serving thread.
+By threshold a unit is a channel: electrode `AP<channel>`, sorted id 0; the noise is measured over
+the first second, in which nothing is decoded. By templates, electrode and sorted id are the channel
+and the cluster of the sorting.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import threading
 import time
-from typing import Any, Literal
+from typing import Any
 
-import msgspec
-import numpy as np
 import zmq
-from numpy.typing import NDArray
 
-from neds_rt import _core
 from neds_rt.errors import BadInput
+from neds_rt.sources import raw
 from neds_rt.sources.address import parse_address
-from neds_rt.sources.bridge import Bridge
 from neds_rt.sources.frame import Frame
+from neds_rt.sources.handover import Handover, hand_over
+from neds_rt.sources.raw import RawBand, RawOptions
 from neds_rt.sources.spikeglx_wire import Connection, Refused, Trouble
-from neds_rt.sources.units import UNKNOWN, UnitMap
+from neds_rt.sources.units import UnitMap
 
 DEFAULT_PORT = 4142
 FETCH_S = 0.1  # at most so much a request: what has piled up comes in several
 RETRY_S = 0.25
-QUEUE = 2000  # frames between the two threads
 MAX_CHANNELS = 4096
 JUMP_S = 1.0  # a count that is so far from what the clock says is another run's
 
@@ -49,28 +47,22 @@ MESSAGES = {
     "backwards": "sample numbers went backwards",
     "missing_samples": "samples are missing between two replies",
     "restarts": "acquisition was started anew",
-    "overflow": "more crossings in a block than a frame may hold were dropped",
+    **raw.MESSAGES,
     "dropped_frames": "the server was too far behind; frames were dropped and leave a gap",
 }
 COUNTERS = ("fetches", "samples", "spikes", "unknown_spikes", *MESSAGES)
-UNASKED = UNKNOWN - 1  # in a table of units: this channel has not fired yet
-_serial = itertools.count()
 
 
-class Options(msgspec.Struct, frozen=True):
+class Options(RawOptions, frozen=True):
     """What stands behind the question mark of the URI."""
 
     probe: int = 0  # SpikeGLX's ip
     js: int = 2  # 2: imec, -2: imec filtered by SpikeGLX, 1: OneBox
-    threshold: float = 5.0  # in standard deviations of a channel's noise, downwards
-    refractory_ms: float = 1.0
-    highpass: float = 300.0  # Hz
-    reference: Literal["median", "none"] = "median"  # taken away from all channels
     block_ms: float = 5.0  # fetched at a time while nothing has piled up
 
 
 class SpikeGlxSource:
-    """Threshold crossings of one probe as native frames."""
+    """Spikes found in the raw band of one probe, as native frames."""
 
     messages = MESSAGES
     edges = None
@@ -82,27 +74,19 @@ class SpikeGlxSource:
             where, uri, DEFAULT_PORT, Options, insecure=insecure)
         _check(where, self._options)
         self.counters = dict.fromkeys(COUNTERS, 0)
-        endpoint = f"inproc://spikeglx-{next(_serial)}"
-        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PULL)
-        self._socket.setsockopt(zmq.RCVHWM, QUEUE)
-        self._socket.bind(endpoint)
-        self._fetcher = Fetcher(self, units, endpoint, self._options)
+        band = RawBand(where, name, self._options, units, self.counters)
+        self._handover = Handover()
+        self._fetcher = Fetcher(self, band, self._handover, self._options)
         self._fetcher.start()
 
     @property
     def pollable(self) -> zmq.Socket[bytes]:
         """The end of the in-process socket."""
-        return self._socket
+        return self._handover.socket
 
     def receive(self, frame: Frame) -> bool:
         """Take one frame that the other thread has made."""
-        try:
-            parts = self._socket.recv_multipart(zmq.NOBLOCK)
-        except zmq.Again:
-            return False
-        frame.header, frame.payload = parts
-        frame.parts = 2
-        return True
+        return self._handover.receive(frame)
 
     def tend(self) -> str:
         """Return what the other thread is at."""
@@ -115,27 +99,25 @@ class SpikeGlxSource:
     def close(self) -> None:
         """End the thread and close both sockets."""
         self._fetcher.end()
-        self._socket.close()
+        self._handover.close()
 
 
 class Fetcher(threading.Thread):
-    """Fetches, detects and hands frames on, for as long as the source lives."""
+    """Fetches, finds spikes and hands frames on, for as long as the source lives."""
 
     def __init__(
-        self, source: SpikeGlxSource, units: UnitMap, endpoint: str, options: Options
+        self, source: SpikeGlxSource, band: RawBand, handover: Handover, options: Options
     ) -> None:
         super().__init__(name=f"spikeglx {source.name}", daemon=True)
         self.state = f"connecting to {source.address.host}:{source.address.port}"
         self._where = f"{source.address.host}:{source.address.port}"
         self._address, self._counters, self._options = source.address, source.counters, options
-        self._units, self._endpoint = units, endpoint
-        self._bridge, self._frame = Bridge(source.name), Frame()
+        self._band, self._handover = band, handover
+        self._frame = Frame()
         self._stop_asked = threading.Event()
         self._connection: Connection | None = None
-        self._detector: _core.ThresholdDetector | None = None
         self._version, self._channels, self._fs = "", 0, 0.0
         self._channel_list = ""
-        self._numbers = np.zeros(0, np.int64)  # unit of each channel, UNASKED, UNKNOWN
         self._samples = bytearray()
         self._next: int | None = None  # sample to be fetched
         self._next_s = 0.0  # and when it was due
@@ -150,17 +132,11 @@ class Fetcher(threading.Thread):
 
     def report(self) -> dict[str, Any]:
         """Return what a summary should say, JSON-ready."""
-        noise = None if self._detector is None else float(np.median(self._detector.noise))
-        return {"version": self._version, "fs": self._fs, "channels": self._channels,
-                "noise": noise, "sessions": self._bridge.n_sessions, "units": self._units.report()}
+        return {"version": self._version, **self._band.report()}
 
     def run(self) -> None:
         """Connect, fetch, and begin again whatever happens."""
-        push: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PUSH)
-        push.setsockopt(zmq.SNDHWM, QUEUE)
-        push.setsockopt(zmq.LINGER, 0)
-        push.connect(self._endpoint)
-        with push:
+        with self._handover.sender() as push:
             while not self._stop_asked.is_set():
                 try:
                     self._converse(push)
@@ -202,7 +178,7 @@ class Fetcher(threading.Thread):
             raise Trouble("bad_reply", f"stream of {counts} channels, {rate} Hz") from None
         if not 0 <= channels <= MAX_CHANNELS or not math.isfinite(fs) or end < 0:
             raise Trouble("bad_reply", f"stream of {channels} channels, {fs} Hz, {end} samples")
-        if not channels or fs <= 2 * self._options.highpass or end == 0:
+        if not channels or fs <= self._band.least_rate or end == 0:
             self.state = f"{self._where}: SpikeGLX answers, stream {js} {ip} does not run"
             self._stop_asked.wait(RETRY_S)
             return False
@@ -213,16 +189,12 @@ class Fetcher(threading.Thread):
         return True
 
     def _set_up(self, channels: int, fs: float) -> None:
-        o = self._options
         try:
-            self._detector = _core.ThresholdDetector(
-                channels, fs, highpass_hz=o.highpass, threshold=o.threshold,
-                refractory_s=o.refractory_ms * 1e-3, reference=o.reference == "median")
-        except ValueError as error:
-            raise Trouble("bad_reply", str(error)) from error
+            self._band.set_up(f"imec{self._options.probe}.ap", channels, fs)
+        except BadInput as error:
+            raise Trouble("wrong_stream", str(error)) from error
         self._channels, self._fs, self._next = channels, fs, None
         self._channel_list = "".join(f"{c}#" for c in range(channels))
-        self._numbers = np.full(channels, UNASKED)
         self._samples = bytearray(2 * channels * max(1, round(FETCH_S * fs)))
 
     def _resume(self, end: int) -> None:
@@ -233,13 +205,8 @@ class Fetcher(threading.Thread):
             if end >= self._next and abs(end - due) <= JUMP_S * self._fs:
                 return
             self._counters["restarts"] += 1
-            self._new_session()
+            self._band.restart()
         self._next, self._next_s = end, now
-
-    def _new_session(self) -> None:
-        assert self._detector is not None
-        self._bridge.restart()
-        self._detector.reset()
 
     def _fetch_on(self, connection: Connection, push: zmq.Socket[bytes]) -> None:
         """Fetch for as long as the run lasts; returns when it has to be looked at anew."""
@@ -261,76 +228,45 @@ class Fetcher(threading.Thread):
             if n:
                 if not self._follows(head):
                     return
-                self._detect(into[: 2 * n * self._channels], n, head, push)
+                self._find(into[: 2 * n * self._channels], n, head, push)
             elif time.monotonic() - self._next_s > JUMP_S:
                 return
             if n < want:
                 self._stop_asked.wait((want - n) / fs)
 
     def _skip_to_now(self, connection: Connection) -> None:
-        assert self._detector is not None
         js, ip = abs(self._options.js), self._options.probe
         count = connection.query(f"GETSTREAMSAMPLECOUNT {js} {ip}")
         if not count.isdecimal():
             raise Trouble("bad_reply", f"sample count {count!r}")
-        self._detector.reset()
+        self._band.gap()
         self._next, self._next_s = int(count), time.monotonic()
 
     def _follows(self, head: int) -> bool:
         """Compare the first sample with the one asked for; False for one that lies before it."""
         assert self._next is not None
-        assert self._detector is not None
         if head < self._next:
             self._counters["backwards"] += 1
             self._counters["restarts"] += 1
             self._next = None
-            self._new_session()
+            self._band.restart()
             return False
         if head > self._next:
             self._counters["missing_samples"] += head - self._next
-            self._detector.reset()
+            self._band.gap()
         return True
 
-    def _detect(self, data: memoryview, n: int, head: int, push: zmq.Socket[bytes]) -> None:
-        detector, bridge, counters = self._detector, self._bridge, self._counters
-        assert detector is not None
-        found = detector.push(data, head)
-        counters["samples"] += n
-        counters["spikes"] += found
-        counters["overflow"] = detector.overflow
+    def _find(self, data: memoryview, n: int, head: int, push: zmq.Socket[bytes]) -> None:
+        told = self._band.push(data, n, head, self._frame)
         self._next, self._next_s = head + n, time.monotonic()
-        if detector.live_from < 0:  # the noise is not known yet
+        if not told:
             return
-        samples, units = detector.samples[:found], self._units_of(detector.where[:found])
-        known = units >= 0
-        if not known.all():
-            counters["unknown_spikes"] += int((~known).sum())
-            samples, units = samples[known], units[known]
-        begin = detector.live_from
-        if bridge.watermark is not None:
-            begin = max(begin, bridge.watermark)
-        bridge.extend(samples, units)
-        bridge.emit(self._frame, begin, head + n, self._fs)
-        try:
-            push.send_multipart([self._frame.header, self._frame.payload], zmq.NOBLOCK)
-        except zmq.Again:
-            counters["dropped_frames"] += 1
-
-    def _units_of(self, channels: NDArray[np.int32]) -> NDArray[np.int64]:
-        """Return the unit of each spike; a channel is looked up when it first fires."""
-        units: NDArray[np.int64] = self._numbers[channels]
-        for channel in np.unique(channels[units == UNASKED]).tolist():
-            stream = f"imec{self._options.probe}.ap"
-            self._numbers[channel] = self._units.number(stream, f"AP{channel}", 0)
-            units = self._numbers[channels]
-        return units
+        if not hand_over(push, self._frame):
+            self._counters["dropped_frames"] += 1
 
 
 def _check(where: str, options: Options) -> None:
-    for name, least, most in (
-        ("probe", 0, 255), ("threshold", 1.0, 100.0), ("refractory_ms", 0.0, 100.0),
-        ("highpass", 1.0, 10_000.0), ("block_ms", 0.5, 100.0),
-    ):
+    for name, least, most in (("probe", 0, 255), ("block_ms", 0.5, 100.0)):
         value = getattr(options, name)
         if not least <= value <= most:
             raise BadInput(where, "URI option", f"{name}={value}", f"{least:g} to {most:g}")

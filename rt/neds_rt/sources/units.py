@@ -12,10 +12,13 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from neds_rt.errors import BadInput
 from neds_rt.manifest import Unit
+
+if TYPE_CHECKING:
+    from neds_rt.templates import Templates
 
 COLUMNS = ("probe", "channel", "cluster", "stream", "electrode", "sorted_id")
 UNKNOWN = -1
@@ -35,6 +38,7 @@ class UnitMap:
         """`units` are those of the probe, in the bundle's order; `named` is `--units`."""
         self.units = list(units)
         self.unknown_spikes = 0
+        self.templates: Templates | None = None  # of these units, from the bundle
         self._heard = bytearray(len(units))
         self._known: dict[SourceKey, int] | None = None
         self._by_place: dict[tuple[int, int], int] = {}
@@ -64,6 +68,17 @@ class UnitMap:
             self._heard[number] = 1
         return number
 
+    def leave_silent(self, heard: set[tuple[int, int]]) -> None:
+        """Count as missing all units whose channel and cluster are not among `heard`."""
+        for unit in self.units:
+            key = (unit.probe, unit.channel, unit.cluster)
+            place = (unit.channel, unit.cluster)
+            if self._known is not None:  # the unit file says what the source calls it
+                place = next((_place(name) for name, i in self._known.items()
+                              if self.units[i] is unit), place)
+            if place not in heard and key not in self.missing:
+                self.missing.append(key)
+
     def report(self) -> dict[str, Any]:
         """Return units known, heard and missing, and the first unknown names; JSON-ready."""
         unknown = [list(key) for key, number in list(self._names.items()) if number < 0]
@@ -85,6 +100,11 @@ class UnitMap:
         if digits is None:
             return UNKNOWN
         return self._by_place.get((int(digits[1]), sorted_id), UNKNOWN)
+
+
+def _place(name: SourceKey) -> tuple[int, int]:
+    digits = _LAST_NUMBER.search(name[1][-80:])
+    return (int(digits[1]) if digits else UNKNOWN, name[2])
 
 
 def read_unit_file(path: str) -> dict[UnitKey, SourceKey]:

@@ -1,0 +1,174 @@
+"""Open Ephys continuous channels: blocks put together over sockets, bins as offline."""
+
+import json
+
+import numpy as np
+import pytest
+import zmq
+
+from neds_rt import _core
+from neds_rt.errors import BadInput
+from neds_rt.sources import open_source
+from neds_rt.sources.frame import Frame
+from neds_rt.sources.units import UnitMap
+from tests.rt.raw_band import CHANNELS, FS, NAMES, recording, templates
+from tests.rt.serving import wait_for
+from tests.rt.spike_frames import counters_of, drain
+from tests.rt.test_spikeglx_templates import UNITS, offline
+
+DATA = recording(seed=2)[0]
+STEP, BLOCK = 0.195, 690
+
+
+class Plugin:
+    """ZMQ Interface with all channels selected: a message a channel and block, in microvolts."""
+
+    def __init__(self, channels=CHANNELS):
+        self.socket = zmq.Context.instance().socket(zmq.XPUB)
+        self.socket.setsockopt(zmq.SNDHWM, 0)
+        self.port = self.socket.bind_to_random_port("tcp://127.0.0.1")
+        self.channels, self.number = channels, 0
+
+    def send(self, begin, end, lost=(), first=None, fs=FS, stream="AP", cut=0):
+        """One block of the recording, its first sample called `first`."""
+        for c in range(self.channels):
+            self.number += 1
+            if c in lost:
+                continue
+            content = {"stream": stream, "channel_num": c, "channel_name": f"AP{c}",
+                       "num_samples": end - begin, "sample_num": begin if first is None else first,
+                       "sample_rate": fs}
+            header = {"message_num": self.number, "type": "data", "content": content,
+                      "data_size": 4 * (end - begin)}
+            volts = (DATA[begin:end, c] * np.float32(STEP)).astype("<f4").tobytes()
+            parts = [b"DATA\0", json.dumps(header).encode(), volts[: len(volts) - cut]]
+            self.socket.send_multipart(parts)
+
+    def play(self, begin, end, **more):
+        for a in range(begin, end, BLOCK):
+            self.send(a, min(a + BLOCK, end), **more)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.socket.close(0)
+
+
+class Rig:
+    def __init__(self, plugin, path, more=""):
+        uri = f"oe://127.0.0.1:{plugin.port}?mode=templates&templates={path}{more}"
+        self.source = open_source("a", uri, units=UnitMap(UNITS))
+        self.assembler = _core.Assembler(0.02, [("a", list(range(len(UNITS))))], len(UNITS), 512)
+        self.bins, self.frame = {}, Frame()
+        assert plugin.socket.poll(10_000)
+        plugin.socket.recv()
+
+    def until(self, condition):
+        def step():
+            while self.source.receive(self.frame):
+                self.assembler.push(self.frame.header, self.frame.payload)
+                self.bins |= drain(self.assembler)
+            return condition()
+        wait_for(step, 20)
+        wait_for(step, 20)
+
+    def __getitem__(self, name):
+        return self.source.counters[name]
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.source.close()
+
+
+@pytest.fixture
+def path(tmp_path):
+    path = tmp_path / "a.templates"
+    path.write_bytes(templates().encode())
+    return path
+
+
+def test_bins_equal_the_offline_path_bit_for_bit(path):
+    with Plugin() as plugin, Rig(plugin, path) as live:
+        plugin.play(0, 60_000)
+        live.until(lambda: live["samples"] == 60_000)
+        begin, counts = offline(DATA[:60_000], 0, list(range(len(NAMES))))
+        assert list(live.bins) == list(range(begin, begin + len(counts)))
+        for index, row in live.bins.items():
+            np.testing.assert_array_equal(row, counts[index - begin])
+        assert counts.sum() > 60
+        assert live["blocks"] == -(-60_000 // BLOCK)
+        assert live.source.tend() == "receiving 40 channels of stream 'AP' at 30000 Hz"
+        assert live.source.report()["templates"] == len(NAMES)
+
+
+def test_a_block_that_lacks_channels_is_a_gap(path):
+    with Plugin() as plugin, Rig(plugin, path) as live:
+        plugin.play(0, 20 * BLOCK)
+        plugin.send(20 * BLOCK, 21 * BLOCK, lost=(3, CHANNELS - 1))
+        plugin.play(21 * BLOCK, 45 * BLOCK)
+        live.until(lambda: live["blocks"] == 45)
+        assert live["missing_channels"] == 2
+        assert live["missing_samples"] == 0
+        assert counters_of(live.assembler)["gaps"] == 1
+
+
+def test_lost_blocks_restarts_and_other_streams(path):
+    with Plugin() as plugin, Rig(plugin, path) as live:
+        plugin.play(0, 10 * BLOCK)
+        plugin.play(12 * BLOCK, 20 * BLOCK)
+        plugin.send(20 * BLOCK, 21 * BLOCK, stream="LFP")
+        live.until(lambda: live["other_stream"] == CHANNELS)
+        assert live["blocks"] == 18
+        assert live["missing_samples"] == 2 * BLOCK
+        plugin.play(0, 10 * BLOCK)
+        live.until(lambda: live["blocks"] == 28)
+        assert live["restarts"] == 1
+
+
+def test_messages_that_cannot_be_are_counted_and_survived(path):
+    with Plugin() as plugin, Rig(plugin, path) as live:
+        for parts in ([b"x"], [b"x", b"y"], [b"DATA\0", b"{", b""], [b"EVENT\0", b"{}"]):
+            plugin.socket.send_multipart(parts)
+        plugin.send(0, BLOCK, cut=4)
+        plugin.channels = CHANNELS + 1
+        header = {"type": "data", "content": {"stream": "AP", "channel_num": CHANNELS,
+                                              "num_samples": 1, "sample_num": 0,
+                                              "sample_rate": FS}}
+        plugin.socket.send_multipart([b"DATA\0", json.dumps(header).encode(), bytes(4)])
+        plugin.channels = CHANNELS
+        plugin.play(0, 2 * BLOCK)
+        live.until(lambda: live["blocks"] == 2)
+        assert [live[name] for name in ("bad_parts", "bad_envelope", "bad_header", "bad_waveform",
+                                        "bad_range")] == [1, 1, 1, CHANNELS, 1]
+
+
+def test_another_rate_than_the_templates_is_said_in_one_line(path):
+    with Plugin() as plugin, Rig(plugin, path) as live:
+        plugin.send(0, BLOCK, fs=25_000.0)
+        live.until(lambda: live["wrong_stream"] == 1)
+        assert "25000 Hz" in live.source.tend()
+        assert "\n" not in live.source.tend()
+
+
+def test_by_threshold_the_first_block_shows_how_many_channels_there_are():
+    with Plugin() as plugin:
+        source = open_source("a", f"oe://127.0.0.1:{plugin.port}?mode=threshold",
+                             units=UnitMap(UNITS))
+        try:
+            assert plugin.socket.poll(10_000)
+            plugin.socket.recv()
+            plugin.play(0, 40_000)
+            wait_for(lambda: source.counters["spikes"] > 0)
+            assert source.report()["channels"] == CHANNELS
+        finally:
+            source.close()
+
+
+@pytest.mark.parametrize("options", ["mode=templates", "mode=other", "mode=threshold&channels=-1",
+                                     "mode=threshold&lateness=3", "mode=threshold&step_uv=nan"])
+def test_bad_options_are_refused(options):
+    with pytest.raises(BadInput):
+        open_source("a", f"oe://127.0.0.1:1?{options}", units=UnitMap(UNITS))
