@@ -22,17 +22,20 @@ from neds_rt.assemble import COUNTERS, REASONS
 from neds_rt.curve import LOCAL, Access
 from neds_rt.endpoints import bind
 from neds_rt.errors import BadInput
+from neds_rt.health import gauges
 from neds_rt.housekeeping import logger
 from neds_rt.machine import resident_bytes
 from neds_rt.stats import SPANS, STAGES, now_ns
 from neds_rt.status import (
     MAX_ITEMS,
+    DriftStatus,
     FailoverStatus,
     Histogram,
     ModalityStatus,
     Percentiles,
     ProbeStatus,
     RasterStatus,
+    RecorderStatus,
     Stage,
     Status,
     encode_status,
@@ -42,6 +45,7 @@ if TYPE_CHECKING:
     from neds_rt.config import ServeConfig
     from neds_rt.engine_slot import EngineSlot
     from neds_rt.manifest import Manifest
+    from neds_rt.recording.flight import FlightRecorder
     from neds_rt.server import Server
     from neds_rt.sources import Source
 
@@ -194,7 +198,8 @@ class StatusBoard:
             memory_mb=self._memory, memory_ready_mb=self._memory_ready,
             keep_warm=server.keep_warm.active, keep_warm_ticks=server.keep_warm.ticks,
             clocks=notes.get("clocks", ""), raster=self._raster_status(),
-            failover=_engines(server.slot),
+            failover=_engines(server.slot), drift=_drift(gauges(model.health)),
+            recorder=_recorder(server.flight),
         )
 
     def _probes(
@@ -230,6 +235,21 @@ class StatusBoard:
     def _raster_status(self) -> RasterStatus:
         bins, reasons, cells = self._raster.recent()
         return RasterStatus(self._raster.rows, self._units, bins, reasons, cells)
+
+
+def _drift(found: Mapping[str, float | None] | None) -> DriftStatus | None:
+    if found is None or found["drift"] is None:
+        return None
+    return DriftStatus(found["drift"], detail={k: v for k, v in found.items() if v is not None})
+
+
+def _recorder(flight: FlightRecorder | None) -> RecorderStatus | None:
+    if flight is None:
+        return None
+    report = flight.report()
+    return RecorderStatus(
+        _cut(report["path"]), _cut(report["state"]), report.get("bytes", 0),
+        report.get("waiting_bytes", 0), report.get("lost_records", 0))
 
 
 class StatusPublisher:

@@ -14,6 +14,7 @@ from neds_rt.terminal import render
 from neds_rt.watching import StatusReader
 from neds_rt.words import microseconds, seconds
 from tests.rt.serving import ROOT, wait_for
+from tests.rt.test_health import watched as known
 from tests.rt.test_status import status_of
 from tests.rt.watched import Watched, command, spikes_in
 
@@ -60,6 +61,18 @@ def test_status_tells_what_the_server_does(watched):
     # Both probes send so many spikes, all of one of their two units, in each bin.
     for i, bin_ in enumerate(raster.bins):
         assert sum(raster.cells[4 * i : 4 * i + 4]) == 2 * spikes_in(bin_)
+
+
+def test_status_tells_of_drift_and_of_the_recording(tmp_path):
+    def bundle(path, probes):
+        known(path)
+        return path
+
+    with Watched(tmp_path, ("a",), bundle, f"--record={tmp_path}/r") as rig, \
+            StatusReader(rig.status) as reader:
+        status = wait_for_status(reader, lambda s: s.drift is not None and s.recorder.bytes > 0)
+    assert status.drift.score == pytest.approx(status.drift.detail["drift"])
+    assert (status.recorder.state, status.recorder.lost) == ("recording", 0)
 
 
 def test_top_once(watched):

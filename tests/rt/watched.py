@@ -53,10 +53,10 @@ class Pacer:
 class Watched:
     """The server, its two probes, and where it publishes."""
 
-    def __init__(self, folder, probes=("a", "b"), bundle=small_bundle):
+    def __init__(self, folder, probes=("a", "b"), bundle=small_bundle, *options):
         uris = {name: f"zmq+ipc://{folder}/probe{i}" for i, name in enumerate(probes)}
         self.probes = {name: Pacer(uri, name) for name, uri in uris.items()}
-        self.serving = Serving(bundle(folder / "x.neds", probes=probes), uris)
+        self.serving = Serving(bundle(folder / "x.neds", probes=probes), uris, *options)
         words = self.serving.lines[-1].split()
         self.decodes = words[1]
         self.status = next(w for w in words if w.startswith("status=")).removeprefix("status=")
