@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from threading import Event
 
 import msgspec
 from rich.align import Align
@@ -25,13 +26,13 @@ def as_json(status: Status) -> str:
     return msgspec.json.encode(plain).decode()
 
 
-def watch(reader: StatusReader, console: Console) -> None:
-    """Draw every status until interrupted."""
+def watch(reader: StatusReader, console: Console, stop: Event) -> None:
+    """Draw every status until told to stop."""
     status: Status | None = None
     heard = time.monotonic()
     waiting = Text(f"waiting for a server at {reader.endpoint} …", style="dim")
     with Live(waiting, console=console, auto_refresh=False, screen=console.is_terminal) as live:
-        while True:
+        while not stop.is_set():
             new = reader.recv(0.25)
             if new is not None:
                 status, heard = new, time.monotonic()

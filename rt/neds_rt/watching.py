@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Self
 
 import msgspec
@@ -109,16 +111,26 @@ class LatestStatus:
                 self._newest = (status, time.monotonic())
 
 
-def wait_for_signal() -> None:
-    """Return at SIGINT or SIGTERM."""
+@contextmanager
+def until_signal() -> Iterator[threading.Event]:
+    """Set the event at SIGINT or SIGTERM, for as long as the block lasts.
+
+    A `KeyboardInterrupt` may be raised where Python has to ignore it; a flag is not lost.
+    """
     stop = threading.Event()
     before = {
         number: signal.signal(number, lambda *_: stop.set())
         for number in (signal.SIGINT, signal.SIGTERM)
     }
     try:
-        while not stop.wait(0.5):  # a wait without end would not see the signal on all systems
-            continue
+        yield stop
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def wait_for_signal() -> None:
+    """Return at SIGINT or SIGTERM."""
+    with until_signal() as stop:
+        while not stop.wait(0.5):  # a wait without end would not see the signal on all systems
+            continue

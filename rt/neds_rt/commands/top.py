@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from neds_rt.access_options import access_of
     from neds_rt.errors import BadInput
     from neds_rt.terminal import as_json, render, watch
-    from neds_rt.watching import StatusReader
+    from neds_rt.watching import StatusReader, until_signal
 
     if not 0 < args.timeout < float("inf"):
         raise BadInput("neds-rt top", "--timeout", args.timeout, "a number of seconds above 0")
@@ -47,12 +47,11 @@ def run(args: argparse.Namespace) -> int:
             else:
                 Console().print(render(status, 0.0))
             return 0
-        try:
-            if args.json:
-                while True:
-                    if (status_now := reader.recv(1.0)) is not None:
-                        print(as_json(status_now), flush=True)
-            watch(reader, Console())
-        except KeyboardInterrupt:
-            return 0
+        with until_signal() as stop:
+            if not args.json:
+                watch(reader, Console(), stop)
+            while not stop.is_set():
+                status_now = reader.recv(0.5)
+                if status_now is not None:
+                    print(as_json(status_now), flush=True)
     return 0
