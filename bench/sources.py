@@ -137,6 +137,7 @@ def measure(name: str, feed: Feed, loss: float, args: argparse.Namespace) -> dic
         "messages_dropped": report["dropped"],
         "messages_missed": summary["sources"]["p"]["counters"].get("lost_messages"),
         "cpu_of_a_core": round(used / args.seconds, 3), "twin_late_us": report.get("late_us"),
+        "reasons": {k: v for k, v in summary["reasons"].items() if v},
         "counters": {k: v for k, v in summary["counters"].items() if v},
         "source_counters": {k: v for k, v in summary["sources"]["p"]["counters"].items() if v},
         "stages": summary["latency"],
