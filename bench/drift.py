@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Run every recording; the report without command, commit and machine."""
     rows: list[dict[str, Any]] = []
     natural: list[dict[str, Any]] = []
-    for subject in subjects(args):
+    left_out: list[str] = []
+    for subject in subjects(args, left_out):
         manifest = subject.bundle.manifest
         rng = np.random.default_rng([args.seed, len(natural)])
         gauges, _ = replay(subject, subject.bins)
@@ -109,7 +110,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return {
         "false_alarms_per_hour_intended": health.false_alarms_per_hour,
         "smooth_s": health.smooth_s,
-        "hours": round(sum(n["hours"] for n in natural), 3),
+        "hours": round(sum(n["hours"] for n in natural), 3), "left_out": left_out,
         "curves": [point for name in SCORES for point in curve(name, natural, rows)],
         "cells": cells(rows),
         "sessions": [{k: round(v, 4) if isinstance(v, float) else v for k, v in n.items()
@@ -119,8 +120,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def subjects(args: argparse.Namespace) -> Any:
-    """Yield every recording with its model, one at a time."""
+def subjects(args: argparse.Namespace, left_out: list[str]) -> Iterator[Subject]:
+    """Yield every recording with its model, one at a time; those that are too short are named."""
     sizes = [f"train.steps={args.steps}", f"train.seed={args.seed}", f"model.hidden={args.hidden}",
              f"model.mlp={2 * args.hidden}", "model.layers=2"]
     paths = archives.find(args.data) if args.data else []
@@ -129,7 +130,11 @@ def subjects(args: argparse.Namespace) -> Any:
     for path in paths[: args.sessions or None]:
         session = archives.read(str(path), archives.preset_of(path))
         config = load_recipe("indy" if path.stem.startswith("indy") else "single", sizes)
-        yield try_subject(session, config, path.parent.name)
+        try:
+            yield try_subject(session, config, path.parent.name)
+        except BadInput as error:
+            left_out.append(str(error))
+            print(f"left out: {error}", file=sys.stderr, flush=True)
     for animal in range(args.synthetic):
         from neds.data.synthetic import synthetic_session
         from neds_rt.synthetic import SyntheticAnimal
