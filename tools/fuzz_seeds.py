@@ -155,3 +155,55 @@ def signatures() -> list[bytes]:
 
     key = read_signing_key(trusted().replace(".pub.pem", ".pem"))
     return [sign(b"{}", key), sign(b"[]", key)]
+
+
+def statuses() -> list[bytes]:
+    """Statuses of a server, with and without a raster."""
+    from neds_rt.stats import SPANS
+    from neds_rt.status import (
+        Histogram,
+        ModalityStatus,
+        ProbeStatus,
+        RasterStatus,
+        Stage,
+        Status,
+        encode_status,
+    )
+
+    def made(raster: RasterStatus | None) -> bytes:
+        return encode_status(Status(
+            run="r", mono_ns=5, uptime_s=1.5, endpoint="tcp://127.0.0.1:5580", model="ab",
+            engine="native", precision="int8", bin_size_s=0.02,
+            modalities=[ModalityStatus("velocity", "continuous", 2, "cm/s")], bins=7, decodes=7,
+            stale_decodes=0, valid=True, reason="ok", reason_s=3.0, reasons={"ok": 7},
+            counters={"frames": 7}, stale_s=0.5, silent_s=0.3, recent_s=10.0, sample_age_s=0.02,
+            deadline_s=0.02, missed_deadlines=0, stages={name: Stage() for name in SPANS},
+            service=Histogram(1.0, 2, [0, 1, 0], [0, 2, 0]),
+            probes=[ProbeStatus("a", "zmq+tcp://127.0.0.1:1", 4, "live", "", 9, 0.01, 0.0)],
+            memory_mb=40.0, memory_ready_mb=39.0, keep_warm=True, keep_warm_ticks=3, clocks="",
+            raster=raster))
+
+    return [made(None), made(RasterStatus(2, 4, [5, 6], [0, 1], b"\1\2\3\4"))]
+
+
+def tape_chunk(body: bytes, sequence: int = 0) -> bytes:
+    """A chunk of a flight recording around any bytes, with the checksums that it needs."""
+    import struct
+    import zlib
+
+    rest = struct.pack("<QQIIII", 1, sequence, len(body), zlib.crc32(body), 1, 1)
+    return b"NTC1" + struct.pack("<I", zlib.crc32(rest)) + rest + body
+
+
+def tapes() -> list[bytes]:
+    """A tape of two chunks, and the records of one with the mark that has them wrapped."""
+    import struct
+
+    def record(kind: bytes, head: bytes, body: bytes) -> bytes:
+        size = len(head) + len(body)
+        return struct.pack("<IHcxq", size, len(head), kind, 7) + head + body
+
+    start = record(b"S", b"", bytes(32))
+    more = record(b"F", spike_header(), b"") + record(b"N", b"", b"\3") + record(
+        b"H", b"", bytes(24)) + record(b"E", b"told", b"x")
+    return [tape_chunk(start) + tape_chunk(more, 1), b"w" + start + more]

@@ -268,6 +268,41 @@ def address(data: bytes) -> None:
             continue
 
 
+def status(data: bytes) -> None:
+    """What viewers read of a server."""
+    from neds_rt.status import decode_status
+
+    try:
+        decode_status(data)
+    except msgspec.DecodeError:
+        return
+
+
+def tape() -> Callable[[bytes], None]:
+    """Return a target that reads a flight recording: as it is, or the bytes as records of a chunk.
+
+    In a chunk they have the checksums that no mutation would find.
+    """
+    from types import SimpleNamespace
+
+    from neds_rt.recording.tape import TapeReader
+
+    folder = Path(tempfile.mkdtemp(prefix="neds-fuzz-",
+                                   dir="/dev/shm" if os.path.isdir("/dev/shm") else None))
+    recording: Any = SimpleNamespace(path=folder, tape_id=1, digest=bytes(32))
+
+    def run(data: bytes) -> None:
+        wrapped = fuzz_seeds.tape_chunk(data[1:]) if data[:1] == b"w" else data
+        (folder / "tape").write_bytes(wrapped)
+        try:
+            for _ in TapeReader(recording):
+                continue
+        except BadInput:
+            return
+
+    return run
+
+
 def store(data: bytes) -> None:
     """A session file whose structure the bytes change: read by neds and by neds-rt."""
     from tools.fuzz_store import read_changed
@@ -293,6 +328,8 @@ TARGETS: dict[str, Target] = {
                      lambda: [fuzz_seeds.bundle_bytes(), fuzz_seeds.bundle_bytes(files=False)]),
     "manifest": Target(manifest, fuzz_seeds.manifests),
     "tensors": Target(tensors, fuzz_seeds.tensors),
+    "status": Target(status, fuzz_seeds.statuses),
+    "tape": Target(tape(), fuzz_seeds.tapes),
     "store": Target(store, lambda: [bytes(8), b"\1\2\3\4\5\6\7\x08"]),
     "spool": Target(in_file(lambda path: load_spool(Path(path))), fuzz_seeds.spools),
     "config": Target(in_file(_read_config, ".toml"), fuzz_seeds.configs),
