@@ -11,11 +11,13 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable
 
 from neds_rt import _core
 from neds_rt.stats import now_ns
 
+FLUSH_S = 0.5  # for ZeroMQ's thread to send the last decode, which nothing tells of
 PERIOD_S = 0.1
 EXIT_CODE = 4
 
@@ -58,4 +60,5 @@ class Watchdog:
             line = self._last_words()
         finally:
             print(line, file=sys.stderr, flush=True)
+            time.sleep(FLUSH_S)
             os._exit(EXIT_CODE)

@@ -32,6 +32,7 @@ FS = 30_000.0
 SETTLE = 5  # bins at the start of a round that are sent and not counted
 QUIET_S = 10.0
 START_S = 120.0  # a server may compile or import that long before it is ready
+STOP_S = 60.0  # until a server that was told to stop is killed: some stacks take long to end
 ECHO = "echo"
 
 
@@ -228,7 +229,7 @@ class LiveBench:
         echo, *engines = self.targets
         rows = []
         for target in engines:
-            summary = target.child.stop()
+            summary = target.child.stop(STOP_S)
             if summary is None:
                 raise StartError(f"{target.name}: the server ended without its summary")
             rows.append(engine_row(target.seen, summary, echo.seen, engines[0].seen))
