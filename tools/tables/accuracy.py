@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
@@ -127,9 +128,11 @@ def new_session_table(pooled: Sequence[Score]) -> str:
         cells = [f"seconds to adapt, {_base(model)}"]
         for amount in amounts:
             took = [s.adapt_s for s in scores
-                    if (s.model, s.amount, s.key) == (model, amount, columns[0])]
+                    if (s.model, s.amount, s.key) == (model, amount, columns[0])
+                    and math.isfinite(s.adapt_s)]
             cells.append(f"{statistics.fmean(took):.1f}" if took else NONE)
-        rows.append(cells)
+        if set(cells[1:]) != {NONE}:  # a file may keep no times
+            rows.append(cells)
     return markdown(rows)
 
 
