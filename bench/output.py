@@ -38,9 +38,11 @@ def finish(
 ) -> None:
     """Print `report`, as JSON if `args.json`, and write it to `args.out` if there is one.
 
-    Adds the command `python bench/NAME.py`, the commit and the machine. Raises as `write_json`.
+    Adds the command `python bench/NAME.py` (a name with a folder is taken as it is), the commit and
+    the machine. Raises as `write_json`.
     """
-    command = " ".join([f"python bench/{name}.py", *sys.argv[1:]])
+    program = name if "/" in name else f"bench/{name}"
+    command = " ".join([f"python {program}.py", *sys.argv[1:]])
     whole = {"command": command, "commit": commit(), **report, "machine": machine_facts()}
     if args.out:
         write_json(args.out, whole)

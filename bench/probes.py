@@ -12,7 +12,6 @@ missing, a bin is lost, or a further probe costs more than the ones before it.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from contextlib import ExitStack
@@ -27,11 +26,10 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # run as a program, its neighbours are not on the path
     sys.path.insert(0, str(ROOT))
 
-from bench.output import write_json  # noqa: E402
+from bench.output import finish  # noqa: E402
 from bench.sources import START_S, collect, cpu_seconds  # noqa: E402
 from neds_rt.bundle import ModalityOut, Shape, random_bundle, write_bundle  # noqa: E402
 from neds_rt.children import Child  # noqa: E402
-from neds_rt.machine import commit, machine_facts  # noqa: E402
 from neds_rt.manifest import Unit  # noqa: E402
 from neds_rt.stats import percentiles  # noqa: E402
 from neds_rt.subscribe import subscribe  # noqa: E402
@@ -121,13 +119,8 @@ def main() -> int:
     for n in map(int, args.probes.split(",")):
         rows.append(measure(n, args))
         print(show(rows[-1]), flush=True)
-    command = "python bench/probes.py " + " ".join(sys.argv[1:])
-    report = {"command": command, "commit": commit(), "passed": passed(rows), "rows": rows,
-              "machine": machine_facts()}
-    if args.out:
-        write_json(args.out, report)
-    if args.json:
-        print(json.dumps(report))
+    report = {"passed": passed(rows), "rows": rows}
+    finish("probes", args, report, lambda _: None)  # the rows were printed as they came
     return 0 if report["passed"] else 4
 
 

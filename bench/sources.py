@@ -11,7 +11,6 @@ differs, a decode is missing or a gap was not noticed.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import socket
 import sys
@@ -29,11 +28,10 @@ if str(ROOT) not in sys.path:  # run as a program, its neighbours are not on the
     sys.path.insert(0, str(ROOT))
 
 from bench.counting import VARIABLE  # noqa: E402
-from bench.output import write_json  # noqa: E402
+from bench.output import finish  # noqa: E402
 from neds_rt.binning import bin_edges, bin_spikes  # noqa: E402
 from neds_rt.bundle import ModalityOut, Shape, random_bundle, write_bundle  # noqa: E402
 from neds_rt.children import Child  # noqa: E402
-from neds_rt.machine import commit, machine_facts  # noqa: E402
 from neds_rt.manifest import Unit  # noqa: E402
 from neds_rt.stats import percentiles  # noqa: E402
 from neds_rt.subscribe import subscribe  # noqa: E402
@@ -228,13 +226,8 @@ def main() -> int:
                 continue
             rows.append(measure(name, feed, loss, args))
             print(show(rows[-1]), flush=True)
-    command = "python bench/sources.py " + " ".join(sys.argv[1:])
-    report = {"command": command, "commit": commit(), "passed": all(map(passed, rows)),
-              "rows": rows, "machine": machine_facts()}
-    if args.out:
-        write_json(args.out, report)
-    if args.json:
-        print(json.dumps(report))
+    report = {"passed": all(map(passed, rows)), "rows": rows}
+    finish("sources", args, report, lambda _: None)  # the rows were printed as they came
     return 0 if report["passed"] else 4
 
 

@@ -13,7 +13,6 @@ or the alarm later than one bin and 5 ms above the transport floor at p99.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # run as a program, its neighbours are not on the path
     sys.path.insert(0, str(ROOT))
 
-from neds_rt.machine import commit, machine_facts  # noqa: E402
+from bench.output import finish  # noqa: E402
 from neds_rt.wire import Decode  # noqa: E402
 from tools.fault_rig import BIN_S, SHAPE, Rig, judge  # noqa: E402
 from tools.fault_table import FAULTS, Episode, Fault  # noqa: E402
@@ -148,15 +147,8 @@ def main() -> int:
     for name in args.faults.split(","):
         rows.append(break_often(name, FAULTS[name], 2 if args.quick else args.runs, args.seed))
         print(show(rows[-1]), flush=True)
-    command = "python tools/faults.py " + " ".join(sys.argv[1:])
-    report = {"command": command, "commit": commit(), "passed": all(map(passed, rows)),
-              "faults": rows, "machine": machine_facts()}
-    if args.out:
-        from bench.output import write_json
-
-        write_json(args.out, report)
-    if args.json:
-        print(json.dumps(report))
+    report = {"passed": all(map(passed, rows)), "faults": rows}
+    finish("tools/faults", args, report, lambda _: None)  # the rows were printed as they came
     return 0 if report["passed"] else 4
 
 

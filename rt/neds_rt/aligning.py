@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from neds_rt.sources.frame import Frame
 
 
-
 def wanted(choice: str, probes: Mapping[str, str]) -> bool:
     """Return whether to align `probes` (name -> URI): `on`, `off`, or `auto`.
 
@@ -45,7 +44,6 @@ class Aligner:
         self._map = _core.ClockMap(self.probes)
         self._sessions = [0] * len(self.probes)
         self._alignments: list[Alignment | None] = [None] * len(self.probes)
-        self._state = ""
 
     @property
     def held(self) -> int:
