@@ -217,6 +217,7 @@ def main() -> int:
     args = parser.parse_args()
     if args.session:
         feed = read_feed(args.session)
+        feed = feed.until(round(args.seconds * feed.fs))
     else:
         feed = random_feed(args.units, args.hz, args.seconds, args.seed)
     rows = []
