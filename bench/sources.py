@@ -29,6 +29,7 @@ if str(ROOT) not in sys.path:  # run as a program, its neighbours are not on the
 
 from bench.counting import VARIABLE  # noqa: E402
 from bench.output import finish  # noqa: E402
+from neds_rt import _core  # noqa: E402
 from neds_rt.binning import bin_edges, bin_spikes  # noqa: E402
 from neds_rt.bundle import ModalityOut, Shape, random_bundle, write_bundle  # noqa: E402
 from neds_rt.children import Child  # noqa: E402
@@ -37,10 +38,14 @@ from neds_rt.stats import percentiles  # noqa: E402
 from neds_rt.subscribe import subscribe  # noqa: E402
 from neds_rt.wire import Decode, decode_message  # noqa: E402
 from tools.twins.feed import Feed, random_feed, read_feed  # noqa: E402
+from tools.twins.spikeglx import LOOP_S, make_ap_band  # noqa: E402
 
 START_S = 120.0
 QUIET_S = 3.0
 BIN_S = 0.02
+FS = 30_000.0
+BLOCK = 3000  # samples given to the detector at a time
+CHANNELS = 384  # of a raw band; a unit is a channel there
 
 
 class Twin(NamedTuple):
@@ -52,9 +57,11 @@ class Twin(NamedTuple):
     stream: str  # what the twin calls its stream in a spike
     electrode: str  # with {channel}
     counts_messages: bool  # whether losses can be noticed, and so be injected
+    raw: bool = False  # samples of `CHANNELS`, in which the spikes have yet to be found
 
 
 TWINS = {
+    "native": Twin("tools.twins.native", (), "zmq+tcp://127.0.0.1:{port}", "", "{channel}", True),
     "oe": Twin("tools.twins.openephys", (), "oe://127.0.0.1:{port}", "", "Electrode {channel}",
                True),
     "oe-events": Twin("tools.twins.oebroadcast", ("--format", "json"),
@@ -62,6 +69,8 @@ TWINS = {
     "oe-events-raw": Twin("tools.twins.oebroadcast", ("--format", "raw"),
                           "oe-events://127.0.0.1:{port}?rate=30000", "", "{channel}", False),
     "trodes": Twin("tools.twins.trodes", (), "trodes://127.0.0.1:{port}", "", "{channel}", False),
+    "spikeglx": Twin("tools.twins.spikeglx", ("--channels", str(CHANNELS)),
+                     "spikeglx://127.0.0.1:{port}", "", "AP{channel}", False, raw=True),
 }
 
 
@@ -99,6 +108,8 @@ def cpu_seconds(pid: int) -> float:
 def measure(name: str, feed: Feed, loss: float, args: argparse.Namespace) -> dict[str, Any]:
     """Run one row."""
     twin = TWINS[name]
+    if twin.raw:
+        feed = channels_of(CHANNELS)
     with tempfile.TemporaryDirectory(prefix="neds-sources-") as text:
         folder = Path(text)
         model, table = write_model(folder, feed, twin)
@@ -109,12 +120,8 @@ def measure(name: str, feed: Feed, loss: float, args: argparse.Namespace) -> dic
         )
         os.environ[VARIABLE] = str(counts)
         os.environ["PYTHONPATH"] = str(ROOT)
-        played = [str(args.session)] if args.session else ["--random", f"{args.units},{args.hz}"]
-        lost = ["--loss", str(loss)] if loss else []
         context = zmq.Context()
-        with Child("twin", twin.module, *played, *twin.arguments, *lost, "--seed", str(args.seed),
-                   "--seconds", str(args.seconds), "--port", str(free_port()),
-                   "--hwm", str(args.hwm), "--on-line") as child:
+        with Child("twin", twin.module, *twin.arguments, *played(twin, loss, args)) as child:
             uri = twin.uri.format(port=child.json(START_S)["port"])
             with Child("server", "neds_rt", "serve", "--probe", f"p={uri}", "--model", str(model),
                        "--units", str(table), "--engine", "bench.counting:CountingEngine",
@@ -127,10 +134,12 @@ def measure(name: str, feed: Feed, loss: float, args: argparse.Namespace) -> dic
                 report = child.json(START_S)
                 summary = server.stop() or {}
         context.destroy(linger=0)
+        if twin.raw:
+            feed = crossings(feed, summary["sources"]["p"]["first_sample"], args)
         result = compare(decodes, np.array(rows[: len(decodes)]), feed, report["starts_ns"][0])
     return {
         "source": name, "loss": loss, "seconds": args.seconds, "units": feed.n_units,
-        "spikes_per_second": round(report["spikes"] / args.seconds), **result,
+        "spikes_per_second": round(len(feed.samples) / args.seconds), **result,
         "gaps_injected": report["gaps"], "gaps_detected": summary["counters"]["gaps"],
         "messages_dropped": report["dropped"],
         "messages_missed": summary["sources"]["p"]["counters"].get("lost_messages"),
@@ -140,6 +149,38 @@ def measure(name: str, feed: Feed, loss: float, args: argparse.Namespace) -> dic
         "source_counters": {k: v for k, v in summary["sources"]["p"]["counters"].items() if v},
         "stages": summary["latency"],
     }
+
+
+def played(twin: Twin, loss: float, args: argparse.Namespace) -> list[str]:
+    """Return the arguments that tell a twin what to play, for how long and where."""
+    words = ["--seed", str(args.seed), "--seconds", str(args.seconds), "--port", str(free_port()),
+             "--on-line"]
+    if twin.raw:
+        return words
+    words += [str(args.session)] if args.session else ["--random", f"{args.units},{args.hz}"]
+    return [*words, "--hwm", str(args.hwm), *(["--loss", str(loss)] if loss else [])]
+
+
+def channels_of(n: int) -> Feed:
+    """Return the units of a raw band that nothing has been found in yet."""
+    none = np.zeros(0, np.int64)
+    return Feed(none, none, FS, np.arange(n), np.zeros(n, np.int64))
+
+
+def crossings(feed: Feed, first: int, args: argparse.Namespace) -> Feed:
+    """Return what the detector finds in the samples that the twin played, from `first` on, when it
+    is given all of them in order."""
+    data = make_ap_band(CHANNELS, LOOP_S, seed=args.seed)[0]
+    detector = _core.ThresholdDetector(CHANNELS, FS)
+    at, end = first, round(args.seconds * FS)
+    samples, units = [], []
+    while at < end:
+        block = data[at % len(data) :][: min(BLOCK, end - at)]
+        found = detector.push(block, at)
+        samples.append(detector.samples[:found].copy())
+        units.append(detector.where[:found].astype(np.int64))
+        at += len(block)
+    return Feed(np.concatenate(samples), np.concatenate(units), FS, feed.channel, feed.cluster)
 
 
 def collect(decodes_from: zmq.Socket[bytes], seconds: float) -> list[Decode]:

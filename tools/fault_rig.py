@@ -77,7 +77,7 @@ class Probe:
 
     def send(self, message: Message) -> None:
         """Send a message of any parts."""
-        self._socket.send_multipart(message)
+        self._socket.send_multipart(message, copy=False)  # 13 MB would take a while to copy
 
 
 class Rig:

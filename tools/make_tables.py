@@ -63,8 +63,10 @@ OTHERS: dict[str, tuple[str, Callable[[Sequence[Result]], str]]] = {
     "swap": ("swap*.json", trust.swap_table),
     "probes": ("probes*.json", trust.probes_table),
     "sources": ("sources*.json", trust.sources_table),
+    "raw": ("raw_path*.json", trust.raw_table),
     "throughput": ("throughput*.json", speed.throughput_table),
     "memory": ("memory*.json", speed.memory_table),
+    "preparing": ("preparing*.json", speed.preparing_table),
 }
 KINDS = (*SCORES, *OTHERS)
 PAGES = (ROOT / "README.md", ROOT / "bench" / "README.md", ROOT / "bench" / "RESULTS.md")

@@ -20,6 +20,8 @@ def learned(waits, blocks=2):
     ([20], 40),  # a bin at a time: two bins
     ([23, 23, 23, 46], 69),  # in blocks of an acquisition program
     ([20] * 31 + [900], 40),  # with two stalls a block
+    ([20] * 14 + [900], 40),  # with five
+    ([20] * 9 + [60], 90),  # six waits of a block are its way
     ([700], 500),  # never longer than this
 ])
 def test_it_follows_the_source(waits, limit):

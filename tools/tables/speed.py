@@ -148,3 +148,15 @@ def memory_table(results: Sequence[Result]) -> str:
         rows.append(["a session more", NONE, f"{growth['peak_mb']:.2f}",
                      f"{growth['anonymous_mb']:.2f}", f"{growth['parameters_mb']:.2f}"])
     return markdown(rows)
+
+
+def preparing_table(results: Sequence[Result]) -> str:
+    """Preparing many sessions, a row a run: pace, memory, and what a kill cost."""
+    rows = [["sessions", "hours each", "units", "jobs", "sessions a minute", "peak, MB",
+             "finished when killed", "of these read again", "files left behind"]]
+    for r in results:
+        again = r["killed"]["finished"] - r["resumed"]["skipped"]
+        rows.append([str(r["sessions"]), f"{r['seconds'] / 3600:g}", str(r["units"]),
+                     str(r["jobs"]), f"{r['sessions_a_minute']:g}", str(r["peak_mb"]),
+                     str(r["killed"]["finished"]), str(again), str(len(r["left_behind"]))])
+    return markdown(rows)

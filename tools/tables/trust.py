@@ -78,3 +78,26 @@ def sources_table(results: Sequence[Result]) -> str:
                   three(row["service_us"]), three(row["sample_age_ms"]),
                   f"{row['cpu_of_a_core']:.2f}"] for row in result["rows"]]
     return markdown(rows)
+
+
+def raw_table(results: Sequence[Result]) -> str:
+    """Raw samples to units: ours over the whole recording and, on two stretches, beside offline."""
+    head = ["stretch", "by", "CPU, of a core", "precision", "recall", "accuracy",
+            "accuracy, median unit"]
+    rows, told = [head], ""
+    for result in results:
+        whole = f"{result['seconds']:g} s"
+        found = [(whole, way, row["cpu_s_per_s"], row["score"])
+                 for way, row in result["online"].items()]
+        found += [(row["part"], row["way"], row.get("cpu_s_per_s"), row)
+                  for row in result["offline"]]
+        for part, way, cpu, row in found:
+            rows.append([part, way, NONE if cpu is None else f"{cpu:.2f}",
+                         *(f"{row['mean'][name]:.3f}" for name in ("precision", "recall",
+                                                                   "accuracy")),
+                         f"{row['median_accuracy']:.3f}"])
+        late = result["latency"]
+        told = (f"A bin closes {three(late['wait_ms'], 1)} ms after its last sample, "
+                f"{late['held_back_ms']:.1f} ms of it held back for spikes that overlap, and "
+                f"a block of {late['block_ms']:g} ms takes {three(late['work_ms'], 2)} ms of work.\n\n")
+    return told + markdown(rows)

@@ -12,8 +12,10 @@ yet waits up to three times for 24 samples (two packets of a probe) and then sen
 from __future__ import annotations
 
 import argparse
+import json
 import socket
 import socketserver
+import sys
 import threading
 import time
 from pathlib import Path
@@ -25,6 +27,7 @@ from numpy.typing import NDArray
 VERSION = "20250325-phase30"
 QUEUE_S = 8.0
 MAX_ERRORS = 5
+LOOP_S = 4.0  # of samples made, then they begin anew
 PACKETS = 24  # samples that a fetch waits for
 
 
@@ -262,23 +265,42 @@ def make_ap_band(
 
 
 def main() -> int:
-    """Serve until interrupted."""
+    """Serve until interrupted, or play for a while when a line says so."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--port", type=int, default=4142, help="default 4142")
     parser.add_argument("--channels", type=int, default=384, help="of the stream or the file")
     parser.add_argument("--file", type=Path, help="int16 samples, sample-major, played in a loop")
+    parser.add_argument("--seed", type=int, default=0, help="of the samples, without a file")
+    parser.add_argument("--on-line", action="store_true", help="run only after a line of input")
+    parser.add_argument("--seconds", type=float, default=20.0, help="of that run (default 20)")
     args = parser.parse_args()
     if args.file:
         data: NDArray[np.int16] = np.memmap(args.file, np.int16, "r").reshape(-1, args.channels)
     else:
-        data = make_ap_band(args.channels, 4.0)[0]
+        data = make_ap_band(args.channels, LOOP_S, seed=args.seed)[0]
     with SpikeGlxTwin(data, port=args.port) as twin:
+        if args.on_line:
+            play_once(twin, args.seconds)
+            return 0
         print(f"spikeglx://127.0.0.1:{twin.port}", flush=True)
         try:
             threading.Event().wait()
         except KeyboardInterrupt:
             return 0
     return 0
+
+
+def play_once(twin: SpikeGlxTwin, seconds: float) -> None:
+    """Run for `seconds` after a line of input; prints where it is, and when sample 0 was."""
+    twin.stop_run()
+    print(json.dumps({"port": twin.port}), flush=True)
+    sys.stdin.readline()
+    began = time.monotonic_ns()
+    twin.restart()
+    time.sleep(seconds)
+    twin.stop_run()
+    print(json.dumps({"spikes": 0, "dropped": 0, "gaps": 0, "starts_ns": [began]}), flush=True)
+    sys.stdin.readline()  # stay there, as the real program does
 
 
 if __name__ == "__main__":

@@ -56,6 +56,7 @@ class RawBand:
     ) -> None:
         self.bridge = Bridge(probe)
         self.fs = 0.0
+        self.first = -1  # sample that the core began with, or began anew with
         self._where, self._options, self._units, self._counters = where, options, units, counters
         self._core: _core.ThresholdDetector | _core.TemplateMatcher | None = None
         self._numbers = np.zeros(0, np.int64)  # unit of each channel or template, UNASKED, UNKNOWN
@@ -83,7 +84,7 @@ class RawBand:
             self._core = self._make(channels, fs)
         except ValueError as error:
             raise BadInput(self._where, "stream", error, "one that can be filtered") from error
-        self._stream, self.channels, self.fs = stream, channels, fs
+        self._stream, self.channels, self.fs, self.first = stream, channels, fs, -1
         if self.templates is None:
             self._names = [(channel, 0) for channel in range(channels)]
         else:
@@ -113,6 +114,7 @@ class RawBand:
 
     def gap(self) -> None:
         """The next samples do not follow the last ones."""
+        self.first = -1
         if self._core is not None:
             self._core.reset()
 
@@ -128,6 +130,8 @@ class RawBand:
         """
         core, bridge, counters = self._core, self.bridge, self._counters
         assert core is not None
+        if self.first < 0:
+            self.first = head
         found = core.push(data, head)
         counters["samples"] += n
         counters["overflow"] = core.overflow
@@ -164,7 +168,7 @@ class RawBand:
         core = self._core
         report: dict[str, Any] = {
             "fs": self.fs, "channels": self.channels, "mode": self._options.mode, "noise": None,
-            "sessions": self.bridge.n_sessions, "units": self._units.report(),
+            "first_sample": self.first, "sessions": self.bridge.n_sessions, "units": self._units.report(),
         }
         if isinstance(core, _core.ThresholdDetector):
             report["noise"] = float(np.median(core.noise))
