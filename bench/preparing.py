@@ -26,6 +26,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,9 @@ class Prepare:
             time.sleep(LOOK_S)
 
     def kill(self) -> None:
-        """End all of its processes at once."""
-        os.killpg(self.process.pid, signal.SIGKILL)
+        """End all of its processes at once, if there are any left."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
 
     def end(self) -> tuple[float, dict[str, Any]]:
         """Wait for it; returns seconds and what it said last, nothing after a kill."""

@@ -35,7 +35,7 @@ class RawBand:
     def __init__(self, seed: int, folder: Path) -> None:
         self.data, self._samples, self._where = make_ap_band(CHANNELS, LOOP_S, seed=seed)
         made = self._measured()
-        self._matcher = made.matcher()
+        self._matcher, self._channel = made.matcher(), np.array([c for c, _ in made.names])
         self.templates = folder / "made.templates"
         self.templates.write_bytes(made.encode())
 
@@ -50,8 +50,9 @@ class RawBand:
     def offline(self, mode: str, first: int, end: int) -> tuple[Feed, int]:
         """Return what is found in samples [first, end), and from which on everything is."""
         core: _core.ThresholdDetector | _core.TemplateMatcher = self._matcher
+        channel = self._channel
         if mode == "threshold":
-            core = _core.ThresholdDetector(CHANNELS, FS)
+            core, channel = _core.ThresholdDetector(CHANNELS, FS), np.arange(CHANNELS)
         samples: list[NDArray[np.int64]] = []
         units: list[NDArray[np.int64]] = []
         at = first
@@ -59,7 +60,7 @@ class RawBand:
             block = np.ascontiguousarray(self.data[at % len(self.data) :][: min(BLOCK, end - at)])
             found = core.push(block.data, at)
             samples.append(core.samples[:found].copy())
-            units.append(core.where[:found].astype(np.int64))
+            units.append(channel[core.where[:found]])
             at += len(block)
         known = silent(CHANNELS)
         sample, unit = np.concatenate(samples), np.concatenate(units)

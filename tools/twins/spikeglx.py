@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 VERSION = "20250325-phase30"
 QUEUE_S = 8.0
 MAX_ERRORS = 5
-LOOP_S = 4.0  # of samples made, then they begin anew
+LOOP_S = 8.0  # of samples made, then they begin anew
 PACKETS = 24  # samples that a fetch waits for
 
 

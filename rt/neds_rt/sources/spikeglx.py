@@ -171,22 +171,31 @@ class Fetcher(threading.Thread):
         js, ip = abs(self._options.js), self._options.probe
         counts = connection.query(f"GETSTREAMACQCHANS {js} {ip}").split()
         rate = connection.query(f"GETSTREAMSAMPLERATE {js} {ip}")
-        count = connection.query(f"GETSTREAMSAMPLECOUNT {js} {ip}")
+        end = self._count(connection)
         try:
-            channels, fs, end = int(counts[0]), float(rate), int(count)
+            channels, fs = int(counts[0]), float(rate)
         except (ValueError, IndexError):
             raise Trouble("bad_reply", f"stream of {counts} channels, {rate} Hz") from None
-        if not 0 <= channels <= MAX_CHANNELS or not math.isfinite(fs) or end < 0:
-            raise Trouble("bad_reply", f"stream of {channels} channels, {fs} Hz, {end} samples")
+        if not 0 <= channels <= MAX_CHANNELS or not math.isfinite(fs):
+            raise Trouble("bad_reply", f"stream of {channels} channels, {fs} Hz")
         if not channels or fs <= self._band.least_rate or end == 0:
             self.state = f"{self._where}: SpikeGLX answers, stream {js} {ip} does not run"
             self._stop_asked.wait(RETRY_S)
             return False
         if (channels, fs) != (self._channels, self._fs):
             self._set_up(channels, fs)
+            end = self._count(connection)  # setting up a matcher takes a second or more
         self._resume(end)
         self.state = f"fetching {channels} channels at {fs:g} Hz from {self._where}"
         return True
+
+    def _count(self, connection: Connection) -> int:
+        """Ask for the stream's samples so far."""
+        js, ip = abs(self._options.js), self._options.probe
+        count = connection.query(f"GETSTREAMSAMPLECOUNT {js} {ip}")
+        if not count.isdecimal():
+            raise Trouble("bad_reply", f"sample count {count!r}")
+        return int(count)
 
     def _set_up(self, channels: int, fs: float) -> None:
         try:
@@ -235,12 +244,9 @@ class Fetcher(threading.Thread):
                 self._stop_asked.wait((want - n) / fs)
 
     def _skip_to_now(self, connection: Connection) -> None:
-        js, ip = abs(self._options.js), self._options.probe
-        count = connection.query(f"GETSTREAMSAMPLECOUNT {js} {ip}")
-        if not count.isdecimal():
-            raise Trouble("bad_reply", f"sample count {count!r}")
+        count = self._count(connection)
         self._band.gap()
-        self._next, self._next_s = int(count), time.monotonic()
+        self._next, self._next_s = count, time.monotonic()
 
     def _follows(self, head: int) -> bool:
         """Compare the first sample with the one asked for; False for one that lies before it."""
