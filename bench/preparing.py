@@ -4,9 +4,9 @@
 
 Writes synthetic recordings as ALF folders (an animal of its own each; `--recordings` of them, hard
 links under further names make up the rest, which reading cannot tell apart), then runs
-`neds prepare --jobs`, kills all its processes with SIGKILL at a random moment, runs the same command
-again, and once more when all is done. `peak_mb` is the largest sum of resident memory of all its
-processes, looked at every 50 ms.
+`neds prepare --jobs`, kills all its processes with SIGKILL at a random moment, runs the same
+command again, and once more when all is done. `peak_mb` is the largest sum of resident memory of
+all its processes, looked at every 50 ms.
 
 Ends with exit code 4 if a session that was finished before the kill is read again, one is missing
 in the end, a file was left behind, or memory passes `--at-most` MB.
@@ -71,7 +71,7 @@ class Prepare:
 
     def __init__(self, sources: Path, out: Path, jobs: int) -> None:
         self.began = time.monotonic()
-        self._output = tempfile.TemporaryFile("w+")
+        self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115 closed with this object
         self.process = subprocess.Popen(
             [sys.executable, "-m", "neds", "prepare", "--reader", "ibl", "--eids", str(sources),
              "--out", str(out), "--jobs", str(jobs), "--json"],

@@ -98,6 +98,6 @@ def raw_table(results: Sequence[Result]) -> str:
                          f"{row['median_accuracy']:.3f}"])
         late = result["latency"]
         told = (f"A bin closes {three(late['wait_ms'], 1)} ms after its last sample, "
-                f"{late['held_back_ms']:.1f} ms of it held back for spikes that overlap, and "
-                f"a block of {late['block_ms']:g} ms takes {three(late['work_ms'], 2)} ms of work.\n\n")
+                f"{late['held_back_ms']:.1f} ms of it held back for spikes that overlap; a block "
+                f"of {late['block_ms']:g} ms takes {three(late['work_ms'], 2)} ms of work.\n\n")
     return told + markdown(rows)
