@@ -71,7 +71,7 @@ class Prepare:
 
     def __init__(self, sources: Path, out: Path, jobs: int) -> None:
         self.began = time.monotonic()
-        self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115 closed with this object
+        self._output = tempfile.TemporaryFile("w+")  # noqa: SIM115 closed by end()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "neds", "prepare", "--reader", "ibl", "--eids", str(sources),
              "--out", str(out), "--jobs", str(jobs), "--json"],
@@ -97,6 +97,7 @@ class Prepare:
         self._thread.join()
         self._output.seek(0)
         lines = self._output.read().splitlines()
+        self._output.close()
         return seconds, json.loads(lines[-1]) if code == 0 else {}
 
 
