@@ -16,12 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from neds.data.build import Builder, Columns, texts
+from neds.data.checks import as_integers
 from neds.data.reader import needed
 from neds_rt.errors import BadInput
 
 NAME = re.compile(r"(?:_(?P<space>\w+?)_)?(?P<object>[A-Za-z0-9]+)\.(?P<attribute>[A-Za-z0-9_]+)"
                   r"(?:\.[^.]+)*\.(?P<suffix>npy|pqt|csv|json)")
 REVISION = re.compile(r"#(.+)#")
+MAX_CLUSTER = 10_000_000  # a table of units has a row for each number up to the largest
 OBJECTS = ("spikes", "clusters", "channels", "trials", "wheel", "leftCamera", "rightCamera",
            "session", "behaviour")
 USED = {"spikes": ("times", "clusters"), "leftCamera": ("times", "ROIMotionEnergy"),
@@ -129,7 +131,7 @@ def trials_of(alf: Alf, build: Builder) -> None:
 
 def probes_of(
     alf: Alf, build: Builder
-) -> tuple[NDArray[np.float64], NDArray[np.int64], Columns, Columns]:
+) -> tuple[NDArray[np.float64], NDArray[np.int32], Columns, Columns]:
     """Spikes of all probes, sorted by time, as (times, unit), and the merged unit table.
 
     A probe whose files do not fit together is left out. Raises `BadInput` when none is left.
@@ -149,15 +151,20 @@ def probes_of(
         except BadInput as error:
             build.drop("probe", probe, error)
             continue
-        parts.append((times, unit + done, columns, more))
+        parts.append((times, unit + np.int32(done) if done else unit, columns, more))
         done += len(columns["cluster"])
     if not parts:
         raise BadInput(alf.folder, "spikes", f"{len(places)} probes, none usable",
                        "spikes.times and spikes.clusters")
-    times, unit = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
-    order = np.argsort(times, kind="stable")
     columns, more = (_joined([part[i] for part in parts]) for i in (2, 3))
-    return times[order], unit[order], columns, more
+    times, unit = parts[0][:2]  # an hour's spikes are hundreds of megabytes: no copy without need
+    if len(parts) > 1:
+        times, unit = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
+        parts.clear()
+    if not (times[1:] >= times[:-1]).all():  # NaN is not sorted either
+        order = np.argsort(times, kind="stable")
+        times, unit = times[order], unit[order]
+    return times, unit, columns, more
 
 
 def _joined(tables: list[Any]) -> Columns:
@@ -167,15 +174,20 @@ def _joined(tables: list[Any]) -> Columns:
 
 def _probe(
     alf: Alf, place: str, probe: str, build: Builder
-) -> tuple[NDArray[np.float64], NDArray[np.int64], Columns, Columns]:
+) -> tuple[NDArray[np.float64], NDArray[np.int32], Columns, Columns]:
     times = np.asarray(alf.load("spikes", "times", place), np.float64).reshape(-1)
     clusters = alf.load("spikes", "clusters", place)
     if clusters is None or len(clusters) != len(times):
         raise BadInput(place, "spikes.clusters", "absent" if clusters is None else len(clusters),
                        f"one for each of {len(times)} spikes")
-    unit = np.asarray(clusters, np.int64).reshape(-1)
-    if len(unit) and unit.min() < 0:
-        raise BadInput(place, "spikes.clusters", int(unit.min()), "0 or more")
+    clusters = clusters.reshape(-1)
+    if clusters.dtype.kind not in "iu":
+        clusters = as_integers("spikes.clusters", clusters)
+    least, most = (int(clusters.min()), int(clusters.max())) if len(clusters) else (0, 0)
+    if least < 0 or most > MAX_CLUSTER:
+        raise BadInput(place, "spikes.clusters", least if least < 0 else most,
+                       f"0 to {MAX_CLUSTER}")
+    unit = np.asarray(clusters, np.int32)
     loaded = {a: alf.load("clusters", a, place) for a in alf.attributes("clusters")
               if alf.find("clusters", a, place)}
     metrics = loaded.pop("metrics", None)

@@ -5,7 +5,7 @@ Every reader of spike events ends here, so that all of them degrade in the same 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from neds.data.session import Session
 from neds_rt.errors import BadInput
 
 DEFAULT_FS = 30000.0
+BLOCK = 1 << 20  # spikes looked at together
 Columns = dict[str, NDArray[Any]]
 
 NAMES = {
@@ -119,7 +120,7 @@ class Builder:
                 self.drop("column", name, f"has {len(column)} rows, most have {usual}")
 
     def finish(
-        self, times: NDArray[np.float64], unit: NDArray[np.int64], columns: Mapping[str, ArrayLike],
+        self, times: NDArray[np.float64], unit: NDArray[Any], columns: Mapping[str, ArrayLike],
         more: Mapping[str, ArrayLike] | None = None, *, fs: float = 0.0,
         domain: NDArray[np.float64] | None = None,
     ) -> Session:
@@ -133,13 +134,8 @@ class Builder:
         n = max((len(np.asarray(c)) for c in columns.values()), default=0)
         times, unit = self._real(np.asarray(times, np.float64), np.asarray(unit), rate, domain)
         table = {k: np.asarray(v) for k, v in {**(more or {}), **columns}.items()}
-        kept = self._kept(table, np.bincount(unit, minlength=n)[:n], n)
-        number = np.cumsum(kept) - 1
-        use = kept[unit]
-        sample = np.rint(times[use] * rate).astype(np.int64)
-        unit = number[unit[use]]
-        order = np.lexsort((unit, sample))
-        spikes = Spikes(sample=sample[order], unit_index=unit[order].astype(np.int32), fs=rate)
+        kept = self._kept(table, _fired(unit, n), n)
+        spikes = _events(times, unit, kept, rate)
         left = {k: np.asarray(v)[kept] for k, v in columns.items()}
         return Session(
             session=self.session, subject=self.subject, spikes=spikes,
@@ -165,19 +161,19 @@ class Builder:
     def _real(
         self, times: NDArray[np.float64], unit: NDArray[Any], fs: float,
         domain: NDArray[np.float64] | None,
-    ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        bad = ~np.isfinite(times) | (np.abs(times) > MAX_SECONDS)
-        early = ~bad & (np.rint(np.where(bad, 0, times) * fs) < 0)
-        outside = np.zeros_like(bad)
-        if domain is not None:
-            row = np.searchsorted(domain[:, 0] - 0.5 / fs, times, side="right") - 1
-            outside = ~bad & ~early & ((row < 0) | (times > domain[row, 1] + 0.5 / fs))
-        for mask, reason in ((bad, "time is not a number of seconds"), (early, "before time 0"),
-                             (outside, "outside the intervals that were recorded")):
-            if mask.any():
-                self.drop("spike", "spikes", reason, int(mask.sum()))
-        good = ~(bad | early | outside)
-        return times[good], unit[good].astype(np.int64)
+    ) -> tuple[NDArray[np.float64], NDArray[Any]]:
+        """The spikes at times that can be; the arrays themselves where that is all of them."""
+        good = np.ones(len(times), bool)
+        counts = dict.fromkeys(("time is not a number of seconds", "before time 0",
+                                "outside the intervals that were recorded"), 0)
+        for rows in _blocks(len(times)):
+            for reason, mask in zip(counts, _unreal(times[rows], fs, domain), strict=True):
+                counts[reason] += int(mask.sum())
+                good[rows] &= ~mask
+        for reason, count in counts.items():
+            if count:
+                self.drop("spike", "spikes", reason, count)
+        return (times, unit) if good.all() else (times[good], unit[good])
 
     def _kept(self, table: Columns, fired: NDArray[np.int64], n: int) -> NDArray[np.bool_]:
         kept = chosen_units(self.options.keep, table, n, self.session)
@@ -189,6 +185,58 @@ class Builder:
         if not kept.any():
             raise BadInput(self.session, "units", f"none of {n} left", "units with spikes")
         return kept
+
+
+def _blocks(n: int) -> Iterator[slice]:
+    """Parts of n spikes: an hour has tens of millions, and each column of them 8 bytes each."""
+    return (slice(begin, begin + BLOCK) for begin in range(0, n, BLOCK))
+
+
+def _unreal(
+    times: NDArray[np.float64], fs: float, domain: NDArray[np.float64] | None
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]:
+    """Masks of times that are no seconds, that lie before 0, and outside the domain."""
+    bad = ~np.isfinite(times) | (np.abs(times) > MAX_SECONDS)
+    early = ~bad & (np.rint(np.where(bad, 0, times) * fs) < 0)
+    outside = np.zeros_like(bad)
+    if domain is not None:
+        row = np.searchsorted(domain[:, 0] - 0.5 / fs, times, side="right") - 1
+        outside = ~bad & ~early & ((row < 0) | (times > domain[row, 1] + 0.5 / fs))
+    return bad, early, outside
+
+
+def _fired(unit: NDArray[Any], n: int) -> NDArray[np.int64]:
+    """How many spikes each of n units has."""
+    fired = np.zeros(n, np.int64)
+    for rows in _blocks(len(unit)):
+        fired += np.bincount(unit[rows], minlength=n)[:n]
+    return fired
+
+
+def _events(
+    times: NDArray[np.float64], unit: NDArray[Any], kept: NDArray[np.bool_], fs: float
+) -> Spikes:
+    """The spikes of the kept units, sorted by sample and unit, with few copies of anything."""
+    number = np.cumsum(kept) - 1
+    n_units = int(kept.sum())
+    n = sum(int(kept[unit[rows]].sum()) for rows in _blocks(len(unit)))
+    if n and (float(times.max()) * fs + 2) * n_units >= 2.0**63:
+        raise BadInput("spikes", "time", f"{times.max():g} s at {fs:g} samples/s", "an earlier one")
+    key, at = np.empty(n, np.int64), 0  # sample * units + unit sorts by both at once
+    for rows in _blocks(len(unit)):
+        use = kept[unit[rows]]
+        block = key[at : at + int(use.sum())]
+        block[:] = np.rint(times[rows][use] * fs)
+        block *= n_units
+        block += number[unit[rows][use]]
+        at += len(block)
+    if not (key[1:] >= key[:-1]).all():
+        key.sort()
+    index = np.empty(n, np.int32)
+    for rows in _blocks(n):
+        index[rows] = key[rows] % n_units
+        key[rows] //= n_units
+    return Spikes(sample=key, unit_index=index, fs=fs)
 
 
 def coded(values: ArrayLike, levels: Sequence[Any] = ()) -> tuple[NDArray[np.float64], list[str]]:

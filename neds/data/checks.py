@@ -52,12 +52,15 @@ def as_integers(field: str, value: ArrayLike) -> NDArray[np.int64]:
             raise BadInput(WHERE, field, "NaN or fractions", "whole numbers")
     elif array.dtype.kind not in "iub" and array.size:
         raise BadInput(WHERE, field, f"dtype {array.dtype}", "whole numbers")
-    return array.astype(np.int64)
+    return array.astype(np.int64, copy=False)
 
 
 def as_int32(field: str, value: ArrayLike) -> NDArray[np.int32]:
     """Return `value` as one int32 column; numbers beyond its range are `BadInput`."""
-    array = as_integers(field, value)
+    given = np.asarray(value)
+    if given.dtype == np.int32 and given.ndim == 1:
+        return given
+    array = as_integers(field, given)
     limit = np.iinfo(np.int32)
     if array.size and (array.min() < limit.min or array.max() > limit.max):
         raise BadInput(WHERE, field, int(array[np.abs(array).argmax()]), "32-bit whole numbers")

@@ -204,7 +204,7 @@ def _drop_trials(build: Builder, kept: NDArray[np.bool_], reasons: Any) -> None:
 
 def _trial_session(
     alf: Alf, build: Builder, options: IblOptions, times: NDArray[np.float64],
-    unit: NDArray[np.int64], columns: Columns, more: Columns,
+    unit: NDArray[np.int32], columns: Columns, more: Columns,
 ) -> Session:
     """The paper's trials as a session of counts."""
     bugs = bugs_of(options.bugs)

@@ -77,7 +77,7 @@ def windows(trials: Trials) -> NDArray[np.float64]:
 
 
 def trial_counts(
-    times: NDArray[np.float64], unit: NDArray[np.int64], n_units: int,
+    times: NDArray[np.float64], unit: NDArray[np.int32], n_units: int,
     window: NDArray[np.float64],
 ) -> NDArray[np.uint16]:
     """Spikes (n, BINS, n_units) of each trial's window; bin k holds [start + k bins, + 1).

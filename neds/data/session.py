@@ -22,6 +22,8 @@ from neds_rt.errors import BadInput
 
 __all__ = ["Behaviour", "Binned", "Counts", "Session", "Spikes", "Units"]
 
+BLOCK = 1 << 20  # spikes looked at together: an hour has tens of millions
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Binned:
@@ -106,14 +108,20 @@ class Session:
         return domain
 
     def _check_spikes_in_domain(self) -> None:
-        start, stop = self.intervals.T
         if isinstance(self.spikes, Counts):
             slack = 1e-6 * self.spikes.bin_size_s
             first = self.spikes.bin * self.spikes.bin_size_s
-            last = first + self.spikes.bin_size_s
-        else:
-            slack = 0.5 / self.spikes.fs + 1e-9  # an event lies on the nearest sample, so half off
-            first = last = self.spikes.sample / self.spikes.fs
+            self._check_in_domain(first, first + self.spikes.bin_size_s, slack)
+            return
+        slack = 0.5 / self.spikes.fs + 1e-9  # an event lies on the nearest sample, so half off
+        for begin in range(0, len(self.spikes.sample), BLOCK):
+            times = self.spikes.sample[begin : begin + BLOCK] / self.spikes.fs
+            self._check_in_domain(times, times, slack)
+
+    def _check_in_domain(
+        self, first: NDArray[np.floating], last: NDArray[np.floating], slack: float
+    ) -> None:
+        start, stop = self.intervals.T
         row = np.searchsorted(start - slack, first, side="right") - 1
         outside = (row < 0) | (last > stop[row] + slack)
         if outside.any():
