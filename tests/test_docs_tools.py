@@ -1,5 +1,6 @@
 """The programs that check wheel and tutorial say in one line what is wrong."""
 
+import json
 import os
 import re
 import shutil
@@ -14,11 +15,26 @@ from tools.docs_blocks import ROOT, CodeBlock, blocks, run_block
 
 
 def test_a_wheel_that_is_not_there(tmp_path, capsys):
-    found = check_wheel.main(["--wheel", str(tmp_path / "x.whl"), "--out", str(tmp_path)])
+    found = check_wheel.main(["--wheel", str(tmp_path / "x.whl"), "--wheels", str(tmp_path)])
     error = capsys.readouterr().err
     assert found == 2
     assert error.count("\n") == 1
     assert "x.whl" in error
+
+
+def test_what_is_known_of_a_wheel_is_kept(monkeypatch, tmp_path, capsys):
+    facts = {"wheel": "neds-1.whl", "bytes": 5, "decodes": 250}
+    monkeypatch.setattr(check_wheel, "check", lambda *_: facts)
+    out = tmp_path / "wheel.json"
+    assert check_wheel.main(["--out", str(out)]) == 0
+    assert "decodes: 250" in capsys.readouterr().out
+    kept = json.loads(out.read_text())
+    assert kept["command"].startswith("python tools/check_wheel.py")
+    assert facts.items() <= kept.items()
+    assert kept["machine"]["cores"] >= 1
+    (tmp_path / "file").write_text("")
+    assert check_wheel.main(["--out", str(tmp_path / "file" / "x.json")]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_the_new_environment_sees_no_compiler(monkeypatch, tmp_path):
