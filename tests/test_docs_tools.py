@@ -7,7 +7,9 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from neds_rt.errors import CheckFailed
 from tools import check_wheel, tutorial1
@@ -58,15 +60,30 @@ def test_a_program_that_fails_is_named_with_its_last_words():
 def test_the_tutorial_shows_the_pictures_that_it_makes(tmp_path):
     page = tutorial1.PAGE.read_text(encoding="utf-8")
     shown = set(re.findall(r"!\[[^\]]*\]\(\.\./images/([\w.-]+)\)", page))
+    shown.remove("dashboard.png")  # of the demo, by tools/make_screenshot.py
     assert shown == set(tutorial1.PICTURES.values())
     assert all((ROOT / "docs" / "images" / name).stat().st_size > 10_000 for name in shown)
-    with pytest.raises(CheckFailed, match=r"live\.svg"):
+    with pytest.raises(CheckFailed, match=r"live\.png"):
         tutorial1.keep(tmp_path, None)
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 80, 4), np.uint8))
     for made in tutorial1.PICTURES:
         (tmp_path / made).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / made).write_text("<svg/>")
+        picture.save(tmp_path / made)
     tutorial1.keep(tmp_path, tmp_path / "kept")
-    assert {p.name for p in (tmp_path / "kept").iterdir()} == shown
+    kept = list((tmp_path / "kept").iterdir())
+    assert {p.name for p in kept} == shown
+    for path in kept:
+        with Image.open(path) as small:
+            assert small.size == (80, 60)
+        assert path.stat().st_size < (tmp_path / "live.png").stat().st_size / 2
+
+
+def test_the_tutorial_installs_what_its_page_says():
+    page = tutorial1.PAGE.read_text(encoding="utf-8")
+    assert f"'PATH_OF_THE_CHECKOUT{tutorial1.EXTRAS}' {' '.join(tutorial1.PACKAGES)}\n" in page
+    words = "".join(block.code for block in blocks(tutorial1.PAGE) if block.runs)
+    assert "neds-rt dashboard" in words
+    assert "dashboard" in tutorial1.EXTRAS
 
 
 def test_blocks_are_found_with_their_reasons(tmp_path, monkeypatch):
