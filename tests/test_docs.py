@@ -124,7 +124,9 @@ def test_the_site_builds_strictly(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     for name in ("index.html", "reference/wire/index.html", "api/runtime/index.html"):
         assert (tmp_path / "site" / name).stat().st_size > 5000
-    assert "Client" in Path(tmp_path / "site/api/runtime/index.html").read_text()
+    for name, word in (("runtime", "Client"), ("adapters", "FalconDecoder"),
+                       ("adapters", "NedsUnit")):
+        assert word in Path(tmp_path / f"site/api/{name}/index.html").read_text()
 
 
 def test_symptoms_are_words_of_the_programs():
