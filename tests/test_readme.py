@@ -54,6 +54,14 @@ def test_block_runs(block, folder, ports):
         assert int(decoded[1]) == int(decoded[2]) == 1500  # the last 30 s of 150, in 20 ms bins
 
 
+def test_the_opening_is_five_sentences_and_a_picture():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    opening, picture = text.removeprefix("# neds\n\n").split("\n\n")[:2]
+    assert len(re.findall(r"\.(?=\s|$)", opening)) == 5
+    assert opening.endswith(".")
+    assert picture.startswith("![")
+
+
 def test_two_commands_of_the_front_page_run_in_the_check():
     """`.ci/run` takes both lines from the README by these words."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
