@@ -1,7 +1,7 @@
 """The documentation's words are true: blocks run, links lead somewhere, the site builds strictly.
 
 Every block of `bash` and `python` runs, in order and in one folder a page, unless it says why not
-(see `tools/docs_blocks.py`); README.md and bench/README.md are run by test_readme.py.
+(see `tools/docs_blocks.py`); pages of `ELSEWHERE` are run by test_readme.py.
 """
 
 import re
@@ -11,10 +11,20 @@ from pathlib import Path
 
 import pytest
 
-from tools.check_docs import main, pages, problems, wrong_commands
+import neds_rt.commands.top
+from tools.check_docs import (
+    COMMANDS,
+    examples,
+    main,
+    pages,
+    problems,
+    wrong_commands,
+    wrong_examples,
+)
 from tools.docs_blocks import ROOT, blocks, free_ports, missing_packages, run_block
 
-ELSEWHERE = ("README.md", "bench/README.md")
+ELSEWHERE = ("README.md", "bench/README.md", "bench/RESULTS.md", "CHANGELOG.md",
+             "tools/twins/README.md")
 RUN = [page for page in pages() if str(page.relative_to(ROOT)) not in ELSEWHERE
        and any(block.runs for block in blocks(page))]
 
@@ -81,6 +91,30 @@ def test_commands_are_found_wherever_they_stand():
     assert list(wrong_commands(code)) == ["neds info --frob: no such option"]
 
 
+@pytest.mark.parametrize(("program", "command"), COMMANDS)
+def test_examples_of_help_are_taken_by_the_parser(program, command):
+    shown = list(examples(program, command))
+    assert any(f"{program} {command}" in line for line in shown), "--help shows no example"
+    assert list(wrong_examples(program, command)) == []
+
+
+@pytest.mark.parametrize(("line", "named"), [
+    ("neds-rt top --frob 1", "--frob: no such option"),
+    ("neds-rt frobnicate", "frobnicate: no such command"),
+    ("neds-rt dashboard --port x", "--port: invalid int value: 'x'"),
+    ("neds-rt dashboard \\\n        --por 5", "--por: no such option"),
+    ("neds-rt completion basic > f", "invalid choice: 'basic'"),
+    ("neds-rt completion > f", "required"),
+])
+def test_an_example_that_is_wrong_is_found(line, named, monkeypatch, capsys):
+    monkeypatch.setattr(neds_rt.commands.top, "__doc__", f"Words.\n\n    {line}\n")
+    found = list(wrong_examples("neds-rt", "top"))
+    assert any(named in text for text in found), found
+    assert all("\n" not in text for text in found)
+    assert main([]) == 4
+    assert f"neds-rt top --help: {found[0]}" in capsys.readouterr().err
+
+
 def test_the_site_builds_strictly(tmp_path):
     pytest.importorskip("mkdocs", reason="the docs extra is not installed")
     pytest.importorskip("mkdocstrings", reason="the docs extra is not installed")
@@ -90,7 +124,9 @@ def test_the_site_builds_strictly(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     for name in ("index.html", "reference/wire/index.html", "api/runtime/index.html"):
         assert (tmp_path / "site" / name).stat().st_size > 5000
-    assert "Client" in Path(tmp_path / "site/api/runtime/index.html").read_text()
+    for name, word in (("runtime", "Client"), ("adapters", "FalconDecoder"),
+                       ("adapters", "NedsUnit")):
+        assert word in Path(tmp_path / f"site/api/{name}/index.html").read_text()
 
 
 def test_symptoms_are_words_of_the_programs():

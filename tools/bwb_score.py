@@ -1,6 +1,6 @@
 """BrainWideBench's own scorer on our files of predictions, in an environment of its own.
 
-    python tools/bwb_score.py --out bwb-scorer.json
+    python tools/bwb_score.py --out bench/results/bwb.json
     python tools/bwb_score.py --predictions submissions --truth ground_truth
 
 Without --predictions it makes synthetic animals in the benchmark's schema, pretrains a small model
@@ -26,11 +26,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from bench.output import write_json
-from neds.bwb.score import score_folder
-from neds.bwb.tasks import VERSION
-from neds_rt.errors import BadInput, CheckFailed, NedsError, StartError
-from neds_rt.machine import commit, machine_facts
+ROOT = Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:  # run as a program, its neighbours are not on the path
+    sys.path.insert(0, str(ROOT))
+
+from bench.output import finish  # noqa: E402
+from neds.bwb.score import score_folder  # noqa: E402
+from neds.bwb.tasks import VERSION  # noqa: E402
+from neds_rt.errors import BadInput, CheckFailed, NedsError, StartError  # noqa: E402
 
 PACKAGE = f"ibl-bwb-eval=={VERSION}"
 PINS = ("numpy==2.2.6", "rich==15.0.0", "safetensors==0.8.0", "scikit-learn==1.7.2",
@@ -68,23 +71,23 @@ def main() -> int:
             else:
                 predictions, truth = make(made, args)
             python = environment(Path(args.env), args.pinned, args.torch)
-            report = compare(predictions, truth, python)
+            report = {"synthetic": not args.predictions,
+                      **compare(predictions, truth, python)}
+        finish("tools/bwb_score", args, report, show)
     except NedsError as error:
         print(f"bwb_score: {error}", file=sys.stderr)
         return error.exit_code
+    return 0
+
+
+def show(report: dict[str, Any]) -> None:
+    """Print the scorer's tables, then every score by both."""
     print("\n".join(report["scorer_output"]))
     for row in report["rows"]:
         print(f"{row['task']:26} {row['label']:20} {row['recording'][:8]:8} {row['seed']} "
               f"{row['metric']:16} ours {_shown(row['ours'])} scorer {_shown(row['scorer'])}")
     print(f"{len(report['rows'])} scores of {report['files']} files, largest difference from ours "
           f"{report['largest_difference']:.1e}")
-    whole = {"command": " ".join(["python tools/bwb_score.py", *sys.argv[1:]]),
-             "commit": commit(), **report, "machine": machine_facts()}
-    if args.out:
-        write_json(args.out, whole)
-    if args.json:
-        print(json.dumps(whole))
-    return 0
 
 
 def _shown(value: float | None) -> str:
@@ -109,7 +112,7 @@ def _arguments() -> argparse.Namespace:
     add("--fit-steps", type=int, default=300, help="for each held-out recording (%(default)s)")
     add("--seeds", default="43,44,45", help="(%(default)s)")
     add("--out", help="write the result here, as JSON")
-    add("--json", action="store_true", help="print it as last line too")
+    add("--json", action="store_true", help="print it instead of tables")
     return parser.parse_args()
 
 

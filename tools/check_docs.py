@@ -2,22 +2,24 @@
 
     python tools/check_docs.py [--json]
 
-Looks at README.md, CONTRIBUTING.md, the READMEs of rt/, neds/ and bench/, and all of docs/. Every
-block has a language; one of bash or python runs in a test or says why not (`tools/docs_blocks.py`).
-Every relative link leads to a file and a heading that exist, as GitHub names headings, which is how
-the site names them too. Every `neds` and `neds-rt` command in a block has that name and those
-options. Nothing is fetched. Exit code 4 if something is wrong.
+Looks at the pages of `READMES` and all of docs/. Every block has a language; one of bash or python
+runs in a test or says why not (`tools/docs_blocks.py`). Every relative link leads to a file and a
+heading that exist, as GitHub names headings, which is how the site names them too. Every `neds` and
+`neds-rt` command in a block has that name and those options, and the examples that a command's
+`--help` gives are taken by its own parser. Nothing is fetched. Exit code 4 if something is wrong.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import json
 import re
 import shlex
 import sys
 from collections.abc import Iterator
+from contextlib import redirect_stderr
 from functools import cache
 from pathlib import Path
 
@@ -27,9 +29,11 @@ if str(ROOT) not in sys.path:  # run as a program, its neighbours are not on the
 
 import neds.cli  # noqa: E402
 import neds_rt.cli  # noqa: E402
+from neds_rt.dispatch import command_parser  # noqa: E402
 from tools.docs_blocks import FENCE, RUNNABLE, CodeBlock, blocks  # noqa: E402
 
-READMES = ("README.md", "CONTRIBUTING.md", "rt/README.md", "neds/README.md", "bench/README.md")
+READMES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "rt/README.md", "neds/README.md",
+           "bench/README.md", "bench/RESULTS.md", "tools/twins/README.md")
 SHOWN = ("text", "toml", "json", "console", "yaml", "ini", "tsv")
 """Languages of blocks that only show something: never commands."""
 
@@ -37,6 +41,7 @@ PLAIN = ("README.md", "rt/README.md")
 """Pages whose blocks without a language are pictures and bytes; their python is tested apart."""
 
 PROGRAMS = {"neds": neds.cli.COMMANDS, "neds-rt": neds_rt.cli.COMMANDS}
+COMMANDS = [(program, command) for program, table in PROGRAMS.items() for command in table]
 LINK = re.compile(r"!?\[(?:[^\[\]]|\[[^\]]*\])*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#{1,6} +(.*?)\s*$", re.M)
 INDENTED = re.compile(r"(?:^|\n)(?![ ]*(?:[-*|]|\d+\.))[^\n]*\n\n {4}(\S[^\n]*)")
@@ -110,6 +115,31 @@ def options(program: str, command: str) -> frozenset[str]:
     return frozenset(o for action in parser._actions for o in action.option_strings)
 
 
+def examples(program: str, command: str) -> Iterator[str]:
+    """Yield the lines of a command's `--help` that show how it is called, continued ones joined."""
+    said = command_parser(program, PROGRAMS[program], command).description or ""
+    for line in said.replace("\\\n", " ").splitlines():
+        if line.startswith(" ") and re.search(r"(?<![\w-])neds(-rt)? ", line):
+            yield " ".join(line.split())
+
+
+def wrong_examples(program: str, command: str) -> Iterator[str]:
+    """Yield each example of a command's `--help` that the parser of what it calls refuses."""
+    for line in examples(program, command):
+        yield from wrong_commands(line)
+        words = shlex.split(re.split(r" [>|] ", line)[0])
+        at = _program_at(words)
+        if at is None or words[at + 1] not in PROGRAMS[Path(words[at]).name]:
+            continue
+        named, said = Path(words[at]).name, io.StringIO()
+        given = [word for word in words[at + 2:] if word != "..."]
+        try:
+            with redirect_stderr(said):
+                command_parser(named, PROGRAMS[named], words[at + 1]).parse_args(given)
+        except SystemExit:
+            yield f"{line}: {said.getvalue().strip()}"
+
+
 def wrong_links(page: Path) -> Iterator[str]:
     """Yield the targets of relative links that lead nowhere."""
     text = FENCE.sub("", page.read_text(encoding="utf-8"))
@@ -146,9 +176,13 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     args = parser.parse_args(argv)
     wrong = [text for page in pages() for text in problems(page)]
+    wrong += [f"{program} {command} --help: {text}" for program, command in COMMANDS
+              for text in wrong_examples(program, command)]
     found = [block for page in pages() for block in blocks(page)]
     facts = {"pages": len(pages()), "blocks": len(found), "run": sum(b.runs for b in found),
-             "marked": sum(bool(b.reason) for b in found), "problems": len(wrong)}
+             "marked": sum(bool(b.reason) for b in found),
+             "examples": sum(1 for words in COMMANDS for _ in examples(*words)),
+             "problems": len(wrong)}
     for text in wrong:
         print(text, file=sys.stderr)
     print(json.dumps(facts) if args.json else ", ".join(f"{v} {k}" for k, v in facts.items()))

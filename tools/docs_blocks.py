@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNNABLE = ("bash", "python")
-PORTS = ("5570", "5580", "5581")
+PORTS = ("5570", "5580", "5581", "5590")
 
 FENCE = re.compile(
     r"(?:^[ ]*<!-- skip: (?P<reason>[^>]*) -->\n)?"

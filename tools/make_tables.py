@@ -13,7 +13,7 @@ any of the pages, which are README.md, bench/README.md and bench/RESULTS.md.
     new-session, discrete                         new-session-*.json, steinmetz-*.json
     tried, gpu, latency, throughput, memory       tried-*.json, gpu-*.json, latency*.json and so on
     compare, sizes, plans, parity, floor          compare*.json, sizes*.json and so on
-    faults, swap, probes, sources                 faults*.json and so on
+    faults, swap, probes, sources, wheel, bwb     faults*.json and so on
 
 SET is the data set's name up to the next dash; several sets have a table each. Without results of
 `within`, its place shows accuracy-*.json, sessions trained alone. Pictures go below their tables:
@@ -35,7 +35,7 @@ if str(ROOT) not in sys.path:  # run as a program, its neighbours are not on the
 
 from bench.protocols import PROTOCOLS  # noqa: E402
 from neds_rt.errors import BadInput  # noqa: E402
-from tools.tables import accuracy, compared, engines, precisions, speed, trust  # noqa: E402
+from tools.tables import accuracy, compared, engines, outside, precisions, speed, trust  # noqa: E402
 from tools.tables.page import Result, origin, read_result, replace_block  # noqa: E402
 from tools.tables.rows import Score, pool  # noqa: E402
 
@@ -67,6 +67,8 @@ OTHERS: dict[str, tuple[str, Callable[[Sequence[Result]], str]]] = {
     "throughput": ("throughput*.json", speed.throughput_table),
     "memory": ("memory*.json", speed.memory_table),
     "preparing": ("preparing*.json", speed.preparing_table),
+    "wheel": ("wheel*.json", outside.wheel_table),
+    "bwb": ("bwb*.json", outside.bwb_table),
 }
 KINDS = (*SCORES, *OTHERS)
 PAGES = (ROOT / "README.md", ROOT / "bench" / "README.md", ROOT / "bench" / "RESULTS.md")

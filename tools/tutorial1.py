@@ -13,12 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
 import time
 import venv
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +26,17 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # run as a program, its neighbours are not on the path
     sys.path.insert(0, str(ROOT))
 
-from neds_rt.errors import CheckFailed, NedsError  # noqa: E402
+from neds_rt.errors import BadInput, CheckFailed, NedsError  # noqa: E402
 from neds_rt.machine import machine_facts  # noqa: E402
 from tools.docs_blocks import blocks, free_ports, run_block  # noqa: E402
 
 PAGE = ROOT / "docs" / "tutorials" / "1-sorted-recording.md"
 PACKAGES = ("pandas",)
-EXTRAS = "[train,sorting]"
+EXTRAS = "[train,sorting,dashboard]"
 PROMISED_S = 15 * 60
-PICTURES = {"live.svg": "tutorial1-live.svg",
-            "runs/monday-report/monday.traces.svg": "tutorial1-report.svg"}
+COLOURS = 128  # of a picture that is kept: half the size, and nobody sees it
+PICTURES = {"live.png": "tutorial1-live.png",
+            "runs/monday-report/monday.traces.png": "tutorial1-report.png"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,6 +50,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     began = time.monotonic()
     try:
+        if args.out and find_spec("PIL") is None:
+            raise BadInput("--out", "Pillow", "not installed", "pip install pillow")
         with tempfile.TemporaryDirectory(prefix="neds-tutorial-") as scratch:
             python = args.python or install(Path(scratch), args.wheel)
             installed_s = time.monotonic() - began
@@ -105,13 +108,22 @@ def run(folder: Path, python: Path) -> list[dict[str, Any]]:
 
 
 def keep(folder: Path, out: Path | None) -> None:
-    """Copy the pictures that the page shows; each has to be there, kept or not."""
+    """Keep the pictures that the page shows, in few colours; each has to be there, kept or not."""
     for made, name in PICTURES.items():
         if not (folder / made).is_file():
             raise CheckFailed(f"the tutorial made no {made}")
         if out is not None:
             out.mkdir(parents=True, exist_ok=True)
-            shutil.copy(folder / made, out / name)
+            reduce(folder / made, out / name)
+
+
+def reduce(made: Path, kept: Path) -> None:
+    """Write a picture again with a palette of `COLOURS` colours."""
+    from PIL import Image
+
+    with Image.open(made) as picture:
+        few = picture.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+    few.save(kept, optimize=True)
 
 
 if __name__ == "__main__":

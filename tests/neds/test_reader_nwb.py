@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
+from neds.data.build import NAMES
 from neds.data.dropped import dropped
 from neds.data.parts import Behaviour, Spikes, Units
 from neds.data.presets import read_preset
@@ -132,6 +133,83 @@ def test_a_file_of_others(tmp_path):
     assert {name for level, name in found if level == "behaviour"} == {"phase", "state", "empty"}
     assert "behaviour.NAME=state:KIND" in found["behaviour", "state"][1]
     assert sum(d.count for d in dropped(session) if d.level == "spike") == 2
+
+
+def unit_table(path, columns, n=3, electrodes=None):
+    """A file whose units have these columns {name: (n,)} and two spikes each; `electrodes` are
+    {id: (group, location)}, which no unit refers to."""
+    nwb = pynwb.NWBFile(session_description="d", identifier="i", session_start_time=SINCE)
+    groups = {}
+    for number, (group, location) in (electrodes or {}).items():
+        if group not in groups:
+            groups[group] = nwb.create_electrode_group(
+                name=group, description="d", location="VIS", device=nwb.create_device(name=group))
+        nwb.add_electrode(id=number, group=groups[group], location=location)
+    for name in columns:
+        nwb.add_unit_column(name=name, description=name)
+    for i in range(n):
+        nwb.add_unit(spike_times=[0.5 + i, 1.5 + i], id=950_000 + i,
+                     **{name: column[i] for name, column in columns.items()})
+    with pynwb.NWBHDF5IO(str(path), "w") as io:
+        io.write(nwb)
+    return path
+
+
+@pytest.mark.parametrize("peak", ["peak_channel_id", "peak_electrode_id"])
+def test_units_that_name_their_electrode_by_id(tmp_path, peak):
+    """As the Allen Institute's files on DANDI: nothing else says where a unit is."""
+    electrodes = {850_126_378: ("probeA", "CA1"), 850_126_380: ("probeA", "VISp"),
+                  850_135_036: ("probeB", "LGd")}
+    path = unit_table(tmp_path / "a.nwb", {
+        peak: [850_135_036, 850_126_378, 7], "cluster_id": [4, 0, 2],
+        "quality": ["good", "good", "noise"]}, electrodes=electrodes)
+    session = read_nwb(path)
+    assert session.units.channel.tolist() == [850_135_036, 850_126_378, -1]  # 7 is none of them
+    assert session.units.region.tolist() == ["LGd", "CA1", ""]
+    assert session.units.probe.tolist() == ["probeB", "probeA", ""]
+    assert session.units.cluster.tolist() == [4, 0, 2]
+    assert read_nwb(path, SeriesOptions(keep="quality=good")).units.cluster.tolist() == [4, 0]
+
+
+def test_units_with_columns_of_their_own(tmp_path):
+    """As the International Brain Laboratory's files on DANDI: three atlases, depth on the probe."""
+    session = read_nwb(unit_table(tmp_path / "a.nwb", {
+        "probe_name": ["probe00", "probe01", "probe00"], "max_electrode": [11, 383, 0],
+        "cluster_id": [5, 6, 9], "distance_from_probe_tip_in_um": [120.0, 3840.0, 20.0],
+        "cosmos_location": ["HPF", "TH", "void"], "allen_location": ["CA1sp", "PO", "void"],
+        "beryl_location": ["CA1", "PO", "void"]}, electrodes={3: ("other", "CB")}))
+    assert session.units.probe.tolist() == ["probe00", "probe01", "probe00"]
+    assert session.units.channel.tolist() == [11, 383, 0]
+    assert session.units.cluster.tolist() == [5, 6, 9]
+    assert session.units.depth_um.tolist() == [120.0, 3840.0, 20.0]
+    assert session.units.region.tolist() == ["CA1", "PO", "void"]  # Beryl's of the three
+
+
+COLUMN_NAMES = (
+    {"probe": "probe", "channel": "channel", "cluster": "cluster", "region": "region",
+     "depth_um": "depth_um"},
+    {"probe": "probe_name", "channel": "peak_channel", "cluster": "cluster_id",
+     "region": "brain_region", "depth_um": "depth"},
+    {"probe": "group_name", "channel": "max_electrode", "cluster": "original_cluster_id",
+     "region": "brain_area", "depth_um": "distance_from_probe_tip_in_um"},
+    {"channel": "ch", "region": "beryl_location", "depth_um": "distance_from_probe_tip"},
+    {"region": "location"}, {"region": "allen_location"}, {"region": "cosmos_location"},
+)
+
+
+def test_no_name_of_a_column_goes_without_a_test():
+    for field, dialects in NAMES.items():
+        assert set(dialects) == {names[field] for names in COLUMN_NAMES if field in names}, field
+
+
+@pytest.mark.parametrize("names", COLUMN_NAMES)
+def test_every_name_of_a_column_is_read(tmp_path, names):
+    made = {"probe": ["p1", "p0", "p1"], "channel": [7, 3, 5], "cluster": [30, 10, 20],
+            "region": ["DG", "CA3", "PO"], "depth_um": [1.5, 2.5, 0.5]}
+    session = read_nwb(unit_table(
+        tmp_path / "a.nwb", {name: made[field] for field, name in names.items()}))
+    for field, name in names.items():
+        assert getattr(session.units, field).tolist() == made[field], name
 
 
 def test_options(tmp_path):

@@ -41,6 +41,26 @@ def test_real_recording_there_and_back(recordings, tmp_path):
     np.testing.assert_array_equal(again.units.cluster, session.units.cluster)
 
 
+def test_unit_columns_of_a_real_recording_there_and_back(recordings, tmp_path):
+    """Regions of an IBL probe's units are properties of the sorting, on disk too."""
+    session = read_preset(recordings / "ibl" / "ef3d059a_30_trials.npz", "ibl-sample")
+    regions = set(session.units.region)
+    assert len(regions) > 3
+    to_sorting(session).save(folder=tmp_path / "s")
+    options = SortingOptions(session=session.session, keep_silent=True)
+    again = read_sorting(tmp_path / "s", options)
+    order = np.lexsort((session.spikes.unit_index, session.spikes.sample))  # of one sample by unit
+    np.testing.assert_array_equal(again.spikes.sample, session.spikes.sample)
+    np.testing.assert_array_equal(np.lexsort((again.spikes.unit_index, again.spikes.sample)),
+                                  np.arange(len(order)))
+    np.testing.assert_array_equal(again.spikes.unit_index, session.spikes.unit_index[order])
+    for name in ("probe", "channel", "cluster", "region", "depth_um"):
+        np.testing.assert_array_equal(getattr(again.units, name), getattr(session.units, name))
+    one = max(regions - {""})
+    kept = read_sorting(tmp_path / "s", SortingOptions(keep=f"region={one}", keep_silent=True))
+    assert kept.n_units == (session.units.region == one).sum() < session.n_units
+
+
 @pytest.fixture(scope="module")
 def generated(tmp_path_factory):
     root = tmp_path_factory.mktemp("si")
