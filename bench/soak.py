@@ -145,7 +145,7 @@ def passed(report: dict[str, Any]) -> bool:
     return bool(
         report["decodes"] == report["bins"] and report["rss_mb_growth"] < LIMIT_MB
         and report["files_added"] == 0 and report["tail_ratio"] <= LIMIT_TAIL
-        and replay["equal"] and not replay["different"])
+        and replay["complete"] and replay["equal"] == replay["decodes"] and not replay["holes"])
 
 
 def show(report: dict[str, Any]) -> str:

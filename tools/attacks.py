@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 import random
 import socket
@@ -20,7 +19,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -28,11 +27,11 @@ sys.path.insert(0, str(ROOT))
 import numpy as np  # noqa: E402
 import zmq  # noqa: E402
 
+from bench.output import finish  # noqa: E402
 from neds_rt.client import Client  # noqa: E402
 from neds_rt.curve import LOCAL, Access, write_key_pair  # noqa: E402
 from neds_rt.endpoints import connect  # noqa: E402
 from neds_rt.errors import NedsError  # noqa: E402
-from neds_rt.machine import commit, machine_facts  # noqa: E402
 from neds_rt.wire import SPIKE_DTYPE  # noqa: E402
 from tools import attack_bundles  # noqa: E402
 from tools.attack_rig import Rig  # noqa: E402
@@ -253,6 +252,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="bundles in this process")
     parser.add_argument("--json", action="store_true", help="end with one JSON object")
+    parser.add_argument("--out", type=Path, help="also write that object here")
     args = parser.parse_args()
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -260,12 +260,7 @@ def main() -> int:
             rows.append(row)
             if not args.json:
                 print(f"{row.attack:58} {row.result:12} {row.said[:140]}", flush=True)
-    report: dict[str, Any] = {
-        "command": " ".join(["python tools/attacks.py", *sys.argv[1:]]), "commit": commit(),
-        "attacks": [row._asdict() for row in rows], "machine": machine_facts(),
-    }
-    if args.json:
-        print(json.dumps(report))
+    finish("tools/attacks", args, {"attacks": [row._asdict() for row in rows]}, lambda _: None)
     return 4 if any(row.result == THROUGH for row in rows) else 0
 
 

@@ -60,6 +60,7 @@ OTHERS: dict[str, tuple[str, Callable[[Sequence[Result]], str]]] = {
     "floor": ("floor*.json", precisions.floor_table),
     "gpu": ("gpu-*.json", speed.gpu_table),
     "faults": ("faults*.json", trust.faults_table),
+    "attacks": ("attacks*.json", trust.attacks_table),
     "swap": ("swap*.json", trust.swap_table),
     "probes": ("probes*.json", trust.probes_table),
     "sources": ("sources*.json", trust.sources_table),

@@ -20,7 +20,7 @@ import zmq
 
 from neds_rt.curve import LOCAL, Access
 from neds_rt.endpoints import connect
-from neds_rt.wire import Decode, decode_message
+from neds_rt.wire import MAX_DECODE_BYTES, MAX_WAITING, Decode, decode_message
 
 
 class Client:
@@ -41,7 +41,8 @@ class Client:
         self._context = zmq.Context()
         self._socket: zmq.Socket[bytes] = self._context.socket(zmq.SUB)
         self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.setsockopt(zmq.RCVHWM, 0)
+        self._socket.setsockopt(zmq.RCVHWM, MAX_WAITING)
+        self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_DECODE_BYTES)
         if latest:
             self._socket.setsockopt(zmq.CONFLATE, 1)
         self._socket.subscribe(b"")

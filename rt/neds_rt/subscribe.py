@@ -13,6 +13,7 @@ import zmq
 from neds_rt.curve import LOCAL, Access
 from neds_rt.endpoints import connect
 from neds_rt.errors import StartError
+from neds_rt.wire import MAX_DECODE_BYTES, MAX_WAITING
 
 SETTLE_S = 0.1  # the request follows the handshake; it is not acknowledged
 
@@ -23,7 +24,8 @@ def subscribe(
 ) -> zmq.Socket[bytes]:
     """Return a SUB socket, connected and subscribed to all; raises `StartError` without answer."""
     socket = context.socket(zmq.SUB)
-    socket.setsockopt(zmq.RCVHWM, 0)
+    socket.setsockopt(zmq.RCVHWM, MAX_WAITING)
+    socket.setsockopt(zmq.MAXMSGSIZE, MAX_DECODE_BYTES)
     socket.setsockopt(zmq.LINGER, 0)
     monitor = socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED)
     socket.subscribe(b"")

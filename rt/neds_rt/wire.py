@@ -23,6 +23,8 @@ SPIKE_DTYPE = np.dtype([("sample", "<i8"), ("unit", "<u4")])  # packed, 12 bytes
 MAX_SPIKES_PER_FRAME = 1_000_000
 MAX_HEADER_BYTES = 512
 MAX_NAME_BYTES = 64
+MAX_DECODE_BYTES = 1 << 20
+MAX_WAITING = 100_000  # decodes that are kept for a reader: half an hour at 50 a second
 MAX_SAMPLE = 2**52  # so that every sample number is an exact double
 
 

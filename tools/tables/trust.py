@@ -101,3 +101,17 @@ def raw_table(results: Sequence[Result]) -> str:
                 f"{late['held_back_ms']:.1f} ms of it held back for spikes that overlap; a block "
                 f"of {late['block_ms']:g} ms takes {three(late['work_ms'], 2)} ms of work.\n\n")
     return told + markdown(rows)
+
+
+def attacks_table(results: Sequence[Result]) -> str:
+    """Every attack that was tried, and what came of it."""
+    rows = [["attack", "result", "what the server, or the bundle's reader, said"]]
+    for result in results:
+        rows += [[row["attack"], row["result"], code(row["said"])] for row in result["attacks"]]
+    return markdown(rows)
+
+
+def code(text: str, most: int = 110) -> str:
+    """A program's words as they are, shortened, fit for a cell of a table."""
+    line = " ".join(text.split()).replace("`", "'").replace("|", "/")
+    return f"`{line[:most]}{'…' if len(line) > most else ''}`" if line else NONE
