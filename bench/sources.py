@@ -55,6 +55,7 @@ class Twin(NamedTuple):
     stream: str  # what the twin calls its stream in a spike
     electrode: str  # with {channel}
     counts_messages: bool  # whether losses can be noticed, and so be injected
+    begins: int = 0  # bins in which a source without a watermark has yet to find its place
     raw: str = ""  # how spikes are found, where it plays samples: threshold or templates
 
 
@@ -63,10 +64,12 @@ TWINS = {
     "oe": Twin("tools.twins.openephys", (), "oe://127.0.0.1:{port}", "", "Electrode {channel}",
                True),
     "oe-events": Twin("tools.twins.oebroadcast", ("--format", "json"),
-                      "oe-events://127.0.0.1:{port}", "", "Electrode {channel}", False),
+                      "oe-events://127.0.0.1:{port}", "", "Electrode {channel}", False, begins=4),
     "oe-events-raw": Twin("tools.twins.oebroadcast", ("--format", "raw"),
-                          "oe-events://127.0.0.1:{port}?rate=30000", "", "{channel}", False),
-    "trodes": Twin("tools.twins.trodes", (), "trodes://127.0.0.1:{port}", "", "{channel}", False),
+                          "oe-events://127.0.0.1:{port}?rate=30000", "", "{channel}", False,
+                          begins=4),
+    "trodes": Twin("tools.twins.trodes", (), "trodes://127.0.0.1:{port}", "", "{channel}", False,
+                   begins=4),
     "spikeglx": Twin("tools.twins.spikeglx", ("--channels", str(CHANNELS)),
                      "spikeglx://127.0.0.1:{port}", "", "AP{channel}", False, raw="threshold"),
     "spikeglx-templates": Twin(
@@ -139,7 +142,7 @@ def measure(name: str, feed: Feed, loss: float, args: argparse.Namespace) -> dic
                 report = child.json(START_S)
                 summary = server.stop() or {}
         context.destroy(linger=0)
-        first_due = 0
+        first_due = twin.begins
         if band is not None:
             begun = summary["sources"]["p"]["first_sample"]
             feed, live_from = band.offline(twin.raw, begun, round(args.seconds * FS))
