@@ -1,8 +1,9 @@
 """A spool -> session files as `neds prepare` writes them, laid out as `neds/data/store.py` says.
 
-Sample numbers are kept, so that the bins of the file are those that were decoded live. A restart of
-the source begins another file: samples count anew there. Several probes go into one file with one
-sample clock, as the assembler bins them, and cover what all of them cover.
+Sample numbers are kept, so that the bins of the file are those that were decoded live, unless
+clocks of several probes were aligned, which `record` and `serve` each do by themselves. A restart
+of the source begins another file: samples count anew there. Several probes go into one file with
+one sample clock, as the assembler bins them, and cover what all of them cover.
 
 Beside what `neds/data/store.py` lists, and ignored by whoever reads a session, stands what came:
 
