@@ -16,6 +16,8 @@ from neds_rt.errors import BadInput
 from neds_rt.manifest import Unit
 from neds_rt.player import Player
 from neds_rt.recording.compare import differing
+from neds_rt.recording.session import write_sessions
+from neds_rt.recording.spool import FRAME
 from neds_rt.recording.tape import DECODE
 from neds_rt.sources import open_source
 from neds_rt.sources.frame import Frame
@@ -26,6 +28,7 @@ from neds_rt.wire import SPIKE_DTYPE, decode_header, decode_message
 from tests.rt.flights import read
 from tests.rt.serving import COMMAND, ROOT, fail, small_bundle, wait_for
 from tests.rt.spike_frames import drain
+from tests.rt.test_received import Recording
 
 FS, BIN_S = 30_000.0, 0.02
 SECONDS = 1.2
@@ -146,7 +149,7 @@ def serve(where, model, uri, meanwhile=lambda: None):
     """Run a server to the end of its input; return its summary and the decodes it recorded."""
     process = subprocess.Popen(
         [*COMMAND, "serve", f"--probe=a={uri}", f"--model={model}", "--out=tcp://127.0.0.1:*",
-         "--status=off", "--json", "--idle-exit=1", "--deadline-ms=60000", "--drift=off",
+         "--status=off", "--json", "--idle-exit=2", "--deadline-ms=60000", "--drift=off",
          "--stale-after=60", "--close-after=60", "--clock-jump=60", f"--record={where}",
          "--record-reserve-mb=0"],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -224,7 +227,7 @@ def test_a_source_can_be_closed_at_any_time(tmp_path, more):
 
 
 def test_a_loop_is_another_session_each_time(tmp_path):
-    with Rig("synthetic:?seconds=0.1&speed=max&loop=1", UNITS) as rig:
+    with Rig("synthetic:?seconds=0.1&speed=10&loop=1", UNITS) as rig:
         rig.take(lambda: rig.source.counters["loops"] > 2 and len(rig.headers) >= 30)
     for k, header in enumerate(rig.headers[:30]):
         assert (header.seq, header.t0_sample) == (k % 10, 300 * (k % 10))
@@ -250,10 +253,9 @@ def test_a_flight_recording_is_played_as_it_came(tmp_path):
 def test_what_is_played_can_be_recorded(tmp_path):
     path = write_session(tmp_path / "s.h5", UNITS)
     out = tmp_path / "o.h5"
-    done = subprocess.run(
-        [*COMMAND, "record", f"--probe=p=replay:{path}?speed=max", f"--out={out}", "--seconds=2"],
-        cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 0, done.stderr
+    with Recording(tmp_path / "spool", {"p": f"replay:{path}?speed=max"}) as recording:
+        wait_for(lambda: len(recording.holds(FRAME)) == 110)
+    write_sessions(tmp_path / "spool", out, {})
     order = [(u.probe, u.channel, u.cluster) for u in UNITS]
     one, two = (read_recording(file, "p", order).spikes(0, int(SECONDS * FS))
                 for file in (path, out))
