@@ -168,7 +168,11 @@ def _settled(
         return row
     try:
         target = session_path(out, name)
+        if target.exists() and os.path.exists(call[0]) and target.samefile(call[0]):
+            raise BadInput(call[0], "--out", out, "another folder than the source's own")
         os.replace(call[-1], target)
+    except BadInput as error:
+        return {"error": str(error)}
     except OSError as error:
         return {"error": f"{call[0]}: {error}"}
     return {**row, "path": str(target)}

@@ -12,13 +12,16 @@ session is there already, from the same content and options, is not read again.
 
     neds prepare --reader bwb brain-wide-bench/pretrain/*.h5 --out sessions
 
-Options of a reader (--set, or one TOML file), of all but arrays: fs, keep, keep_silent, session,
-subject; and of
+    neds prepare --reader session monday.h5 --out sessions          # from neds-rt record
+
+Options of a reader (--set, or one TOML file), of all but arrays and session: fs, keep, keep_silent,
+session, subject; and of
     nwb, brainsets  behaviour.NAME=SERIES[:KIND[:UNIT]], or trials.COLUMN for a label of its trial
     ibl             form=continuous|trials bugs=all|NAMES min_rate_hz=N regions=beryl
                     mode=remote|local cache=FOLDER host=URL
     sorting         recording=FOLDER segment=N probe=NAME
     phy             probe=NAME seconds=N
+    session         session=NAME subject=NAME, no others
 keep asks for columns of the unit table: "group=good, snr>=5".
 
 Keys of --map for arrays (TOML tables of the same names do the same):
@@ -45,6 +48,7 @@ READERS = {
     "ibl": "neds.data.ibl:ibl_reader",
     "sorting": "neds.data.sorting:sorting_reader",
     "phy": "neds.data.phy:phy_reader",
+    "session": "neds.data.stored:session_reader",
 }
 """Reader name -> function of (preset, option words) that returns a `neds.data.reader.Reader`."""
 

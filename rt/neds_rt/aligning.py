@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from neds_rt import _core
 from neds_rt.clocks import Alignment, Side
-from neds_rt.sources import NATIVE, scheme_of
+from neds_rt.sources import OWN, scheme_of
 
 if TYPE_CHECKING:
     from neds_rt.sources import Source
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 def wanted(choice: str, probes: Mapping[str, str]) -> bool:
     """Return whether to align `probes` (name -> URI): `on`, `off`, or `auto`.
 
-    `auto` aligns several probes of acquisition programs. Native senders state samples of one clock
-    unless told otherwise.
+    `auto` aligns several probes of acquisition programs. Native senders, and what is played, state
+    samples of one clock unless told otherwise.
     """
     if choice != "auto":
         return choice == "on" and len(probes) > 1
-    foreign = sum(scheme_of(name, uri) not in NATIVE for name, uri in probes.items())
+    foreign = sum(scheme_of(name, uri) not in OWN for name, uri in probes.items())
     return foreign > 1
 
 

@@ -28,7 +28,7 @@ from neds_rt.patience import Patience
 from neds_rt.recording.flight import ENGINE_FAILED_EVENT, FlightRecorder
 from neds_rt.reporting import StatusBoard, StatusPublisher, open_publisher
 from neds_rt.sinks import Sink, open_sink
-from neds_rt.sources import NATIVE, Source, open_source, scheme_of
+from neds_rt.sources import NATIVE, OWN, Source, open_source, scheme_of
 from neds_rt.sources.frame import Frame
 from neds_rt.sources.units import read_unit_file
 from neds_rt.stats import latency_summary, now_ns
@@ -162,7 +162,7 @@ class Server:
         for uri, name in by_uri.items():
             units = self._unit_maps[name]
             source = open_source(name, uri, units=units, access=self._access)
-            if units.missing and scheme_of(name, uri) not in NATIVE:
+            if units.missing and scheme_of(name, uri) not in OWN:
                 logger.warning("%s: %d of %d units of the model will stay silent, no name of the "
                                "source means them alone (--units): %s", name, len(units.missing),
                                len(units.units), ", ".join(map(str, units.missing[:5])))

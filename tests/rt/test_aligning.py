@@ -10,11 +10,13 @@ from hypothesis import strategies as st
 
 from neds_rt import _core
 from neds_rt.aligning import Aligner, wanted
+from neds_rt.binning import bin_spikes
 from neds_rt.sources.frame import Frame
 from neds_rt.wire import SPIKE_DTYPE, SpikeHeader, decode_header, encode_spikes
 from tests.rt.serving import Publisher, Serving, small_bundle
+from tests.rt.spike_frames import drain
 
-FS = 30_000.0
+FS, BIN_S = 30_000.0, 0.02
 
 
 def frame_of(stream, seq, t0, watermark, samples, session="a", fs=FS):
@@ -124,6 +126,82 @@ def test_a_restart_of_either_probe_is_found_anew():
     assert np.percentile(errors, 99) < 1.0
 
 
+class MappedOffline:
+    """Spikes of a probe in the reference's clock, by the line that was in force for each frame.
+
+    The line of every frame, held to the two promises of a correction: what lies below a watermark
+    stays below its image, and images of watermarks ascend.
+    """
+
+    def __init__(self):
+        self.samples, self.units, self.lines = [], [], []
+        self._border = self._image = None  # the last watermark and where it went
+
+    def take(self, line, t0, watermark, samples, units):
+        def image(sample):
+            start, to, rate = line
+            return np.floor(to + (np.asarray(sample, np.int64) - start) * rate + 0.5)
+
+        if self._border is None:
+            self._border, self._image = t0, image(t0)
+        end = max(image(watermark), self._image + 1)
+        found = np.clip(image(samples), self._image, None)
+        found = np.where(samples < watermark, np.minimum(found, end - 1), np.maximum(found, end))
+        self.samples.append(found[samples >= self._border].astype(np.int64))
+        self.units.append(units[samples >= self._border])
+        self.lines.append(line)
+        self._border, self._image = watermark, end
+
+    def counts(self, reference, first, n):
+        """Bins of these spikes (units 5 to 9) and those of the reference (0 to 4)."""
+        samples = np.concatenate([*reference[0], *self.samples])
+        units = np.concatenate([*reference[1], *(u + 5 for u in self.units)])
+        return bin_spikes(samples, units, 10, FS, BIN_S, first, n)
+
+
+@pytest.mark.parametrize("ppm", [40.0, -150.0])
+def test_served_counts_are_the_offline_bins_of_what_the_clocks_in_force_say(ppm):
+    """Two probes for a minute, with early and late spikes and lines that are corrected."""
+    rng, aligner = np.random.default_rng(3), Aligner(["a", "b"])
+    rows = [("a", list(range(5))), ("b", list(range(5, 10)))]
+    assembler = _core.Assembler(BIN_S, rows, 10, 512)
+    offline, reference, served, own, line = MappedOffline(), ([], []), {}, [], None
+    for k in range(60 * 50):
+        for stream, rate, zero in (("a", FS, 0), ("b", FS * (1 + ppm * 1e-6), 1_000_000)):
+            t0, t1 = (int(zero + rate * 0.02 * j) for j in (k, k + 1))
+            samples = rng.integers(t0, t1, 12)
+            samples[:2] += rng.choice([0, 0, 250, -400], 2)  # now and then early, or late
+            frame = frame_of(stream, k, t0, t1, samples)
+            units = np.arange(12) % 5
+            if not aligner.take(frame, int(((k + 1) * 0.02 + rng.uniform(0.005, 0.008)) * 1e9)):
+                continue
+            if stream == "a":
+                reference[0].append(samples[samples >= t0])
+                reference[1].append(units[samples >= t0])
+            else:
+                offline.take(line, t0, t1, samples, units)
+                own.append((samples[samples >= t0], units[samples >= t0]))
+            assembler.push(frame.header, frame.payload)
+            served |= drain(assembler) if assembler.available else {}
+        if k % 12 == 0:
+            aligner.tend([])
+            line = aligner._alignments[1].line_of_samples()
+    whole = sorted(index for index, counts in served.items() if counts is not None)
+    assert len(whole) > 50 * 50
+    counts = offline.counts(reference, whole[0], whole[-1] - whole[0] + 1)
+    found = np.array([served[index] for index in whole])
+    np.testing.assert_array_equal(found, counts[np.array(whole) - whole[0]])
+    # The last line alone does not give these bins: the lines in force are part of what was decoded.
+    assert len(set(offline.lines)) > 50
+    start, to, rate = offline.lines[-1]
+    at_last = MappedOffline()
+    at_last.samples = [np.rint(to + (s - start) * rate).astype(np.int64) for s, _ in own]
+    at_last.units = [u for _, u in own]
+    other = at_last.counts(reference, whole[0], whole[-1] - whole[0] + 1)
+    differing = (other[np.array(whole) - whole[0]] != found).any(axis=1)
+    assert 0 < differing.sum() < len(whole) // 2
+
+
 class Edges:
     """A source that only delivers edges."""
 
@@ -179,6 +257,8 @@ def test_a_server_decodes_two_probes_that_count_from_different_zeros(tmp_path):
     ("auto", {"a": "oe://127.0.0.1"}, False),
     ("on", {"a": "zmq+tcp://127.0.0.1:1", "b": "zmq+tcp://127.0.0.1:2"}, True),
     ("off", {"a": "oe://127.0.0.1", "b": "oe://127.0.0.1:5558"}, False),
+    ("auto", {"a": "replay:x.h5?probe=a", "b": "replay:x.h5?probe=b"}, False),
+    ("auto", {"a": "synthetic:", "b": "synthetic:?seed=1"}, False),
 ])
 def test_which_probes_are_aligned(choice, probes, aligned):
     assert wanted(choice, probes) is aligned

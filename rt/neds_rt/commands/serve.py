@@ -28,7 +28,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--probe", action="append", metavar="NAME=URI",
         help="a probe's stream name and where its spikes come from: zmq+tcp://HOST:PORT, "
              "zmq+ipc://PATH, oe://HOST:PORT (Open Ephys ZMQ Interface), oe-events://HOST:PORT "
-             "(Event Broadcaster); once for each probe")
+             "(Event Broadcaster), replay:PATH, synthetic:, and more in rt/README.md; once for "
+             "each probe")
     add("--model", metavar="BUNDLE", help="the bundle to serve, from `neds export`")
     add("--out", metavar="ENDPOINT",
         help=f"where decodes are published, tcp://HOST:PORT (port * picks one) or ipc://PATH "

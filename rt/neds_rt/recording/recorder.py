@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,19 @@ class FoundUnits(UnitMap):
         return self._n - 1
 
 
+class SpooledEdges(deque[tuple[int, int]]):
+    """A source's edges, written down as they are appended, whoever takes them afterwards."""
+
+    def __init__(self, probe: str, spool: Spool, edges: deque[tuple[int, int]]) -> None:
+        super().__init__(edges, edges.maxlen)
+        self._probe, self._spool = probe, spool
+
+    def append(self, edge: tuple[int, int]) -> None:
+        """Append (sample, ns of its receipt); called by `receive`, on the thread that records."""
+        self._spool.edge(self._probe, *edge)
+        super().append(edge)
+
+
 class Recorder:
     """Records all probes into one spool until `stop`."""
 
@@ -62,6 +76,8 @@ class Recorder:
                     by_uri[uri] = name
                     units = FoundUnits(name, spool)
                     source = open_source(name, uri, units=units, access=access)
+                    if source.edges is not None:
+                        source.edges = SpooledEdges(name, spool, source.edges)
                     self._sources[source.pollable] = source
         except BaseException:
             self.close()
@@ -103,6 +119,7 @@ class Recorder:
             source.close()
 
     def _take(self, frame: Frame, received_ns: int) -> None:
+        own = self._own_watermark(frame)
         if self.aligner is not None and not self.aligner.take(frame, received_ns):
             return
         if frame.parts != 2:
@@ -117,7 +134,16 @@ class Recorder:
         if stream not in self._names:
             self.counters["bad_stream"] += 1
             return
-        self.spool.frame(header, _copy(frame.payload))
+        self.spool.frame(header, _copy(frame.payload), received_ns, own)
+
+    def _own_watermark(self, frame: Frame) -> int | None:
+        """Return the watermark of a frame before it is put into another clock, if it may be."""
+        if self.aligner is None:
+            return None
+        try:
+            return decode_header(_copy(frame.header)).watermark
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return None
 
 
 def _copy(part: Any) -> bytes:

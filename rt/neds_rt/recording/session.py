@@ -1,8 +1,17 @@
 """A spool -> session files as `neds prepare` writes them, laid out as `neds/data/store.py` says.
 
-Sample numbers are kept, so that the bins of the file are those that were decoded live. A restart of
-the source begins another file: samples count anew there. Several probes go into one file with one
-sample clock, as the assembler bins them, and cover what all of them cover.
+Sample numbers are kept, so that the bins of the file are those that were decoded live, unless
+clocks of several probes were aligned, which `record` and `serve` each do by themselves. A restart
+of the source begins another file: samples count anew there. Several probes go into one file with
+one sample clock, as the assembler bins them, and cover what all of them cover.
+
+Beside what `neds/data/store.py` lists, and ignored by whoever reads a session, stands what came:
+
+    /received         attributes streams (JSON list of probes), mono_ns and real_ns (the monotonic
+                      and the wall clock of the recording machine when it began)
+    /received/frames  stream (n,) row of that list, sample (n,) watermark in the session's clock,
+                      own_sample (n,) the same in the probe's own clock, ns (n,) when received
+    /received/edges   stream, own_sample, ns (n,): rising edges of the line that probes share
 """
 
 from __future__ import annotations
@@ -17,7 +26,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from neds_rt.errors import BadInput, StartError
-from neds_rt.recording.spool import FRAME, START, read_spool
+from neds_rt.recording.spool import EDGE, FRAME, OWN_CLOCK, START, own_watermark, read_spool
 from neds_rt.recording.streams import Probe, Stream, common_spans, inside
 from neds_rt.sources.replay import SCHEMA
 from neds_rt.wire import decode_header
@@ -34,26 +43,39 @@ class Spooled(NamedTuple):
     subject: str
     probes: dict[str, Probe]
     names: dict[str, dict[int, Name]]  # probe -> unit number -> its name
+    began: tuple[int, int]  # ns of the monotonic and of the wall clock, 0 where it is not known
 
 
 def load_spool(path: Path) -> Spooled:
     """Read a spool by stream; raises `BadInput`."""
     session = subject = ""
-    probes: dict[str, Probe] = {}
+    began, own = (0, 0), None
+    known: dict[str, Probe] = {}
+    probes: dict[str, Probe] = {}  # those that sent frames, in the order of their first
     names: dict[str, dict[int, Name]] = {}
     try:
         for record in read_spool(path):
             if record.tag == START:
-                _, session, subject = json.loads(record.head)
+                _, session, subject, *more = json.loads(record.head)
+                began = (record.ns, int(more[0]) if more else 0)
+            elif record.tag == OWN_CLOCK:
+                own = own_watermark(record)
+            elif record.tag == EDGE:
+                probe, sample = json.loads(record.head)
+                known.setdefault(probe, Probe()).edge(int(sample), record.ns)
             elif record.tag == FRAME:
                 stream = decode_header(record.head).stream  # were checked when they were written
-                probes.setdefault(stream, Probe()).take(record.head, record.body)
+                probes[stream] = known.setdefault(stream, Probe())
+                probes[stream].take(record.head, record.body, record.ns, own)
+                own = None
             else:
                 probe, number, *name = json.loads(record.head)
                 names.setdefault(probe, {})[number] = (name[0], name[1], name[2])
-    except (ValueError, TypeError, IndexError) as error:
+    except (ValueError, TypeError, IndexError, OverflowError) as error:
         raise BadInput(path, "record", error, "a spool of neds-rt record") from error
-    return Spooled(session, subject, probes, names)
+    for each in probes.values():
+        each.end()
+    return Spooled(session, subject, probes, names, began)
 
 
 def write_sessions(spool: Path, out: Path, origin: dict[str, Any]) -> list[dict[str, Any]]:
@@ -118,6 +140,7 @@ def _write(
         "units/cluster": np.array([u[2] for u in units], np.int32),
         "units/depth_um": np.full(len(units), np.nan, np.float32),
         "domain/start": spans[:, 0] / fs, "domain/end": spans[:, 1] / fs,
+        **_received(list(streams.values())),
     }
     texts = {"units/probe": [u[0] for u in units], "units/region": [""] * len(units)}
     metadata = {"source_units": source_units, "source_sessions": {
@@ -125,11 +148,31 @@ def _write(
     attributes = {"schema": SCHEMA, "object": "Data", "session": session,
                   "subject": spooled.subject, "metadata": json.dumps(metadata),
                   "provenance": json.dumps(origin)}
-    _write_file(target, arrays, texts, attributes, fs)
+    received = {"streams": json.dumps(list(streams)), "mono_ns": spooled.began[0],
+                "real_ns": spooled.began[1]}
+    _write_file(target, arrays, texts, attributes, {"spikes": {"fs": fs}, "received": received})
     counters = {name: stream.counters for name, stream in streams.items()}
+    edges = sum(len(stream.edges) // 2 for stream in streams.values())
     return {"path": str(target), "session": session, "fs": fs, "spikes": len(sample),
             "units": len(units), "seconds": round(float((spans[:, 1] - spans[:, 0]).sum()) / fs, 3),
-            "spans": len(spans), "counters": counters}
+            "spans": len(spans), "edges": edges, "counters": counters}
+
+
+def _received(streams: list[Stream]) -> dict[str, np.ndarray[Any, Any]]:
+    """Return the columns of what came and when, by the order in which it came."""
+    found = {}
+    for group, columns, parts in (
+        ("frames", ("sample", "own_sample", "ns"), [stream.received for stream in streams]),
+        ("edges", ("own_sample", "ns"), [stream.edges for stream in streams]),
+    ):
+        rows = [np.array(part, np.int64).reshape(-1, len(columns)) for part in parts]
+        stream = np.repeat(np.arange(len(rows), dtype=np.int32), [len(part) for part in rows])
+        table = np.concatenate(rows)
+        order = np.argsort(table[:, -1], kind="stable")
+        found[f"received/{group}/stream"] = stream[order]
+        for k, name in enumerate(columns):
+            found[f"received/{group}/{name}"] = table[order, k]
+    return found
 
 
 def _place(number: int, name: Name | None) -> tuple[int, int]:
@@ -142,12 +185,13 @@ def _place(number: int, name: Name | None) -> tuple[int, int]:
 
 
 GROUPS = {"spikes": "IrregularTimeSeries", "units": "ArrayDict", "behaviour": "",
-          "trials": "ArrayDict", "domain": "Interval"}
+          "trials": "ArrayDict", "domain": "Interval", "received": "",
+          "received/frames": "ArrayDict", "received/edges": "ArrayDict"}
 
 
 def _write_file(
     target: Path, arrays: dict[str, Any], texts: dict[str, list[str]],
-    attributes: dict[str, str], fs: float,
+    attributes: dict[str, str], of_groups: dict[str, dict[str, Any]],
 ) -> None:
     try:
         import h5py
@@ -165,7 +209,8 @@ def _write_file(
                 made = file.create_group(group, track_order=True)
                 if kind:
                     made.attrs["object"] = kind
-            file["spikes"].attrs["fs"] = fs
+            for group, own in of_groups.items():
+                file[group].attrs.update(own)
             for path, array in arrays.items():
                 packed = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
                 file.create_dataset(path, data=array, **(packed if array.nbytes > 65536 else {}))

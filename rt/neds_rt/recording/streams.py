@@ -7,6 +7,7 @@ assembler keeps are kept here.
 
 from __future__ import annotations
 
+from array import array
 from typing import Any
 
 import msgspec
@@ -30,16 +31,21 @@ class Stream:
              "unit_range", "gaps"), 0)
         self._seq: int | None = None
         self._watermark = first.t0_sample
+        self.received = array("q")  # of each frame taken: watermark, the same in its own clock, ns
+        self.edges = array("q")  # of each: sample in the probe's own clock, ns
         self._reach = 0  # how far past a watermark spikes have come
         self._parts: list[NDArray[np.void]] = []
 
-    def take(self, header: SpikeHeader, payload: bytes) -> None:
-        """Take a frame of this session."""
+    def take(
+        self, header: SpikeHeader, payload: bytes, ns: int = 0, own: int | None = None
+    ) -> None:
+        """Take a frame of this session; `own` is its watermark in the probe's own clock."""
         refused = self._refused(header, payload)
         if refused:
             self.counters[refused] += 1
             return
         self.counters["frames"] += 1
+        self.received.extend((header.watermark, header.watermark if own is None else own, ns))
         spikes = np.frombuffer(payload, SPIKE_DTYPE)
         kept = spikes[spikes["sample"] >= self._watermark]
         self.counters["late_spikes"] += len(spikes) - len(kept)
@@ -87,8 +93,20 @@ class Probe:
     def __init__(self) -> None:
         self.streams: list[Stream] = []
         self.bad_header = self.ended_session = 0
+        self._edges = array("q")  # since the last frame
 
-    def take(self, head: bytes, payload: bytes) -> str | None:
+    def edge(self, sample: int, ns: int) -> None:
+        """Take an edge. It belongs to the session of the next frame, which comes after it."""
+        self._edges.extend((sample, ns))
+
+    def end(self) -> None:
+        """Give edges that no frame came after to the session that runs."""
+        if self.streams:
+            self.streams[-1].edges.extend(self._edges)
+
+    def take(
+        self, head: bytes, payload: bytes, ns: int = 0, own: int | None = None
+    ) -> str | None:
         """Take a frame's two parts; return its stream's name, None if the header is none."""
         try:
             header = decode_header(head)
@@ -101,7 +119,9 @@ class Probe:
                 self.ended_session += 1
                 return header.stream
             self.streams.append(Stream(header))
-        self.streams[-1].take(header, payload)
+        self.streams[-1].edges.extend(self._edges)
+        self._edges = array("q")
+        self.streams[-1].take(header, payload, ns, own)
         return header.stream
 
 

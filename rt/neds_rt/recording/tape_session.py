@@ -35,7 +35,9 @@ def read_tape_session(
     chosen = names[0] if probe is None else probe
     if chosen not in names:
         raise BadInput(recording.path, "--probe", repr(chosen), f"one of {', '.join(names)}")
-    n_units = len(dict(stream_rows(bundle.manifest, names))[chosen])
+    rows = dict(stream_rows(bundle.manifest, names))[chosen]
+    known = [bundle.manifest.units[row] for row in rows]
+    n_units = len(known)
     played = Probe()
     for record in TapeReader(recording):
         if not isinstance(record, Hole) and record.kind == FRAME:
@@ -50,7 +52,8 @@ def read_tape_session(
     first = played.streams[0]
     spikes = first.spikes()
     spikes = spikes[spikes["unit"] < n_units]
-    units = Units(chosen, np.arange(n_units), n_units)
+    units = Units(chosen, np.arange(n_units), n_units,
+                  [(unit.channel, unit.cluster) for unit in known])
     session = EventRecording(first.session, first.fs, units, np.array(first.spans, np.int64),
                              spikes["sample"].astype(np.int64), spikes["unit"])
     return session, bundle.manifest

@@ -21,8 +21,13 @@ SOURCES = {
     "oe-events": "neds_rt.sources.oebroadcast:BroadcastSource",
     "spikeglx": "neds_rt.sources.spikeglx:SpikeGlxSource",
     "trodes": "neds_rt.sources.trodes:TrodesSource",
+    "replay": "neds_rt.sources.played:open_replay",
+    "synthetic": "neds_rt.sources.played:open_synthetic",
 }
 NATIVE = ("zmq+tcp", "zmq+ipc")  # frames name their stream: several probes may come over one URI
+# Our own: units come numbered in the bundle's order, samples of all probes are of one clock.
+OWN = (*NATIVE, "replay", "synthetic")
+HOSTLESS = ("replay", "synthetic")
 
 
 class Source(Protocol):
@@ -84,6 +89,10 @@ def scheme_of(name: str, uri: str) -> str:
     """Return the URI's scheme; raises `BadInput` for one that no source has."""
     scheme, colon, _ = uri.partition(":")
     if not colon or scheme not in SOURCES:
-        expected = f"one of {', '.join(f'{known}://' for known in SOURCES)}"
+        expected = f"one of {', '.join(map(_written, SOURCES))}"
         raise BadInput(f"--probe {name}", "URI scheme", repr(uri), expected)
     return scheme
+
+
+def _written(scheme: str) -> str:
+    return f"{scheme}:" if scheme in HOSTLESS else f"{scheme}://"

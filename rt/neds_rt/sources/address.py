@@ -43,12 +43,27 @@ def parse_address(
         raise BadInput(where, "URI", repr(uri), f"{parts.scheme}://HOST:PORT")
     address = Address(f"[{host}]" if ":" in host else host, default_port if port is None else port)
     check_endpoint(where, address.endpoint, insecure=insecure)
+    return address, _converted(where, parts.scheme, pairs, options)
+
+
+def parse_options(where: str, scheme: str, query: str, options: type[Options]) -> Options:
+    """Return the options after the question mark of a URI without a host. Raises `BadInput`."""
+    try:
+        pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
+    except ValueError as error:
+        raise BadInput(where, "URI", f"?{query} ({error})", f"{scheme}:...?option=value") from None
+    return _converted(where, scheme, pairs, options)
+
+
+def _converted(
+    where: str, scheme: str, pairs: list[tuple[str, str]], options: type[Options]
+) -> Options:
     given = dict(pairs)
     known = [field.encode_name for field in msgspec.structs.fields(options)]
     for name in given:
         if name not in known or len(given) < len(pairs):
             raise BadInput(where, "URI option", repr(name), f"each once, of {', '.join(known)}")
     try:
-        return address, msgspec.convert(given, options, strict=False)
+        return msgspec.convert(given, options, strict=False)
     except msgspec.ValidationError as error:
-        raise BadInput(where, "URI option", error, f"a valid {parts.scheme} option") from None
+        raise BadInput(where, "URI option", error, f"a valid {scheme} option") from None

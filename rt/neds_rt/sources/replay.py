@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from neds_rt.binning import bin_edges
 from neds_rt.errors import BadInput, StartError
 from neds_rt.hdf5_limits import check_links, checked
 from neds_rt.player import Block, empty_spikes
+from neds_rt.sources.unprepared import check_prepared
 from neds_rt.wire import MAX_SAMPLE
 
 SCHEMA = "neds-session-1"
@@ -36,6 +37,18 @@ class Units:
     probe: str
     index: NDArray[np.int64]  # (units of the session,): number in the stream, -1 = not played
     n_units: int
+    places: list[tuple[int, int]]  # channel and cluster of each unit in the stream
+
+
+class UnitTable(NamedTuple):
+    """Columns (units,) of a file's table; `probe` holds bytes or text."""
+
+    probe: NDArray[Any]
+    channel: NDArray[Any]
+    cluster: NDArray[Any]
+
+
+Order = list[tuple[str, int, int]]  # probe, channel, cluster of the units a model knows
 
 
 class EventRecording:
@@ -165,13 +178,15 @@ def blocks(recording: Recording, t0: int, t1: int, block_samples: int) -> Iterat
 
 
 def read_recording(
-    path: Path, probe: str | None = None, order: list[tuple[str, int, int]] | None = None
+    path: Path, probe: str | None = None, order: Order | None = None
 ) -> Recording:
-    """Read one probe of a prepared session.
+    """Read one probe of a prepared session, or of an NWB file.
 
     `order` lists (probe, channel, cluster) of the units a model knows: they are then numbered as
-    in that list and all others are left out. Raises `BadInput` for a file that is not a session.
+    in that list and all others are left out. Raises `BadInput` for a file that is not a session,
+    with the command that makes one of it where there is one.
     """
+    check_prepared(path)
     try:
         import h5py
     except ImportError as error:
@@ -179,19 +194,22 @@ def read_recording(
     try:
         with h5py.File(path, "r") as file:
             check_links(file)
+            if "nwb_version" in file.attrs:
+                from neds_rt.sources.replay_nwb import read_nwb_units
+
+                return read_nwb_units(file, path, probe, order)
             return _read(file, path, probe, order)
     except (OSError, LookupError, RuntimeError, ValueError, TypeError, ArithmeticError) as error:
         raise BadInput(path, "content", error, "a whole session file (HDF5)") from error
 
 
-def _read(
-    file: Any, path: Path, probe: str | None, order: list[tuple[str, int, int]] | None
-) -> Recording:
+def _read(file: Any, path: Path, probe: str | None, order: Order | None) -> Recording:
     schema = file.attrs.get("schema")
     if schema != SCHEMA:
         raise BadInput(path, "schema", repr(schema), repr(SCHEMA))
     session = str(file.attrs.get("session", path.stem))
-    units = _choose_units(file, path, probe, order)
+    columns = (_get(file, path, f"units/{name}") for name in UnitTable._fields)
+    units = choose_units(UnitTable(*columns), path, probe, order)
     if "counts" in file:
         bins, counts = _get(file, path, "counts/bin"), _get(file, path, "counts/counts")
         if counts.ndim != 2 or counts.shape != (len(bins), len(units.index)):
@@ -224,10 +242,9 @@ def _get(file: Any, path: Path, name: str) -> NDArray[Any]:
     return np.asarray(checked(file[name])[()])
 
 
-def _choose_units(
-    file: Any, path: Path, probe: str | None, order: list[tuple[str, int, int]] | None
-) -> Units:
-    column = _get(file, path, "units/probe").tolist()
+def choose_units(table: UnitTable, path: Path, probe: str | None, order: Order | None) -> Units:
+    """Number one probe's units of a table, as `read_recording` says. Raises `BadInput`."""
+    column = table.probe.tolist()
     names = [name.decode() if isinstance(name, bytes) else str(name) for name in column]
     probes = sorted(set(names))
     if not probes:
@@ -239,15 +256,15 @@ def _choose_units(
         raise BadInput(path, "--probe", repr(chosen), f"one of {', '.join(probes)}")
     mine = [i for i, name in enumerate(names) if name == chosen]
     index = np.full(len(names), -1, np.int64)
+    places = [(int(table.channel[i]), int(table.cluster[i])) for i in mine]
     if order is None:
         index[mine] = np.arange(len(mine))
-        return Units(chosen, index, len(mine))
-    channels, clusters = _get(file, path, "units/channel"), _get(file, path, "units/cluster")
+        return Units(chosen, index, len(mine), places)
     known = [key for key in order if key[0] == chosen]
     wanted = {key: number for number, key in enumerate(known)}
-    for i in mine:
-        index[i] = wanted.pop((chosen, int(channels[i]), int(clusters[i])), -1)
+    for i, place in zip(mine, places, strict=True):
+        index[i] = wanted.pop((chosen, *place), -1)
     if wanted or len(set(known)) < len(known) or not known:
         key = next(iter(wanted), "no two alike")
         raise BadInput(path, f"units of {chosen}", f"not {key}", "every unit of the model, once")
-    return Units(chosen, index, len(known))
+    return Units(chosen, index, len(known), [key[1:] for key in known])

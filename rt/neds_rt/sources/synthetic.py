@@ -16,7 +16,14 @@ import time
 import numpy as np
 
 from neds_rt.player import Block, Player, empty_spikes
-from neds_rt.synthetic import FS, SyntheticAnimal
+from neds_rt.synthetic import FS, MEAN_RATE_HZ, SyntheticAnimal
+
+
+def make_animal(seed: int, units: int, hz: float = MEAN_RATE_HZ) -> SyntheticAnimal:
+    """Return an animal whose units fire `hz` times a second on average, before rates are capped."""
+    animal = SyntheticAnimal(seed, units)
+    animal.log_base += np.log(hz / MEAN_RATE_HZ)
+    return animal
 
 
 def synthetic_blocks(
@@ -42,10 +49,11 @@ def main() -> int:
     parser.add_argument("--animal", type=int, default=0, help="seed of the animal")
     parser.add_argument("--session", type=int, default=0, help="seed of the session")
     parser.add_argument("--units", type=int, default=150, help="units of the animal")
+    parser.add_argument("--hz", type=float, default=MEAN_RATE_HZ, help="mean rate of a unit")
     parser.add_argument("--seconds", type=float, default=20.0, help="length of the play")
     parser.add_argument("--block-ms", type=float, default=10.0, help="time a message covers")
     args = parser.parse_args()
-    animal = SyntheticAnimal(args.animal, args.units)
+    animal = make_animal(args.animal, args.units, args.hz)
     block = max(1, round(args.block_ms * 1e-3 * FS))
     parts = synthetic_blocks(animal, args.session, args.seconds, block)
     with Player(args.to, stream=args.stream, fs=FS) as player:
