@@ -48,16 +48,14 @@ READERS = {
 }
 """Reader name -> function of (preset, option words) that returns a `neds.data.reader.Reader`."""
 
-PAPER_TEST = "paper-test"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `neds prepare`."""
     parser.add_argument("files", nargs="*", metavar="SOURCE",
                         help="recordings to read: files, folders, or session ids")
     parser.add_argument("--eids", metavar="FILE",
-                        help="a file with a source a line, such as IBL session ids; paper-test: "
-                        "the ten sessions that the NEDS paper holds out")
+                        help="a file with a source a line, such as IBL session ids; paper-train, "
+                        "paper-test: the sessions of the NEDS paper, 74 and the ten held out")
     parser.add_argument("--reader", default="arrays", choices=list(READERS),
                         help="format of the sources (default %(default)s: NumPy archives)")
     parser.add_argument("--preset", help="known set: indy, place-cells, steinmetz, ibl-sample")
@@ -120,9 +118,9 @@ def _sources(args: argparse.Namespace) -> list[str]:
 
     words = list(args.files)
     if args.eids:
-        from neds.data.ibl_one import PAPER_TEST as EIDS
+        from neds.data.ibl_one import LISTS
 
-        listed = EIDS if args.eids == PAPER_TEST else Path(args.eids)
+        listed = LISTS.get(args.eids, Path(args.eids))
         try:
             lines = [line.partition("#")[0].strip() for line in listed.read_text().splitlines()]
         except (OSError, UnicodeDecodeError) as error:

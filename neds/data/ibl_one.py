@@ -17,8 +17,10 @@ from neds_rt.errors import BadInput, StartError
 if TYPE_CHECKING:
     from neds.data.ibl import IblOptions
 
-PAPER_TEST = Path(__file__).parent / "lists" / "neds_test_eids.txt"
-"""The ten sessions that the NEDS paper holds out."""
+LISTS = {f"paper-{part}": Path(__file__).parent / "lists" / f"neds_{part}_eids.txt"
+         for part in ("train", "test")}
+"""The NEDS paper's sessions, in its authors' order (data/PART_eids.txt of github.com/yzhang511/NEDS):
+74 that it trains on and ten that it holds out. Name for --eids -> file, an id a line."""
 
 PASSWORD = "international"  # the public account of the open database
 

@@ -1,5 +1,7 @@
 """IBL sessions: ALF folders, the paper's preprocessing item by item, and ONE in local mode."""
 
+from uuid import UUID
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ from neds.data.alf import Alf, wheel_velocity
 from neds.data.alf_write import write_alf
 from neds.data.dropped import dropped
 from neds.data.ibl import IblOptions, ibl_reader, read_alf
-from neds.data.ibl_one import PAPER_TEST
+from neds.data.ibl_one import LISTS
 from neds.data.ibl_trials import BINS, settle, trial_traces
 from neds.data.presets import read_preset
 from neds_rt.errors import BadInput, StartError
@@ -297,7 +299,10 @@ def test_refused_options(words):
         ibl_reader(None, words)
 
 
-def test_the_papers_test_list():
-    eids = PAPER_TEST.read_text().split()
-    assert len(set(eids)) == len(eids) == 10
-    assert all(len(eid) == 36 for eid in eids)
+def test_the_papers_lists():
+    eids = {name: path.read_text().split() for name, path in LISTS.items()}
+    assert {name: len(set(ids)) for name, ids in eids.items()} == {
+        "paper-train": 74, "paper-test": 10}
+    both = [str(UUID(eid)) for ids in eids.values() for eid in ids]
+    assert len(both) == len(set(both)) == 84
+    assert both == [eid for ids in eids.values() for eid in ids]
