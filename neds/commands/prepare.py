@@ -16,7 +16,7 @@ Options of a reader (--set, or one TOML file), of all but arrays: fs, keep, keep
 subject; and of
     nwb, brainsets  behaviour.NAME=SERIES[:KIND[:UNIT]], or trials.COLUMN for a label of its trial
     ibl             form=continuous|trials bugs=all|NAMES min_rate_hz=N regions=beryl
-                    mode=remote|local cache=FOLDER host=URL
+                    revision=DATE mode=remote|local cache=FOLDER host=URL
     sorting         recording=FOLDER segment=N probe=NAME
     phy             probe=NAME seconds=N
 keep asks for columns of the unit table: "group=good, snr>=5".

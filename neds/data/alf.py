@@ -2,14 +2,16 @@
 
 A file is `[_namespace_]object.attribute[_timescale][.more].extension`, here npy, pqt or csv, below
 the session's folder. Of several of one name those in `alf/` come before others, and those in a
-revision folder (`#2024-05-06#`), the newest first, before those in none.
+revision folder (`#2024-05-06#`), the newest first, before those in none. Of several sortings of a
+probe that of `SORTERS` is read that comes first there, else that in the shallowest folder.
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -26,6 +28,9 @@ OBJECTS = ("spikes", "clusters", "channels", "trials", "wheel", "leftCamera", "r
            "session", "behaviour")
 USED = {"spikes": ("times", "clusters"), "leftCamera": ("times", "ROIMotionEnergy"),
         "rightCamera": ("times", "ROIMotionEnergy"), "wheel": ("timestamps", "position")}
+SORTERS = ("iblsorter", "pykilosort")
+"""Folders of sortings below a probe's, in the order in which the IBL's own loader prefers them."""
+
 WHEEL_HZ, WHEEL_CUTOFF_HZ, WHEEL_ORDER = 1000.0, 20.0, 8
 
 
@@ -40,20 +45,60 @@ class AlfFile:
     revision: str
 
 
-def alf_files(folder: Path) -> list[AlfFile]:
-    """Every file below a session's folder that a reader of sessions uses, the preferred first."""
+def alf_files(folder: Path, revision: str = "") -> list[AlfFile]:
+    """Every file below a session's folder that a reader of sessions uses, the preferred first.
+
+    revision: a date; files of later revisions are left out.
+    """
+    paths = [path for path in folder.rglob("*.*") if path.is_file()]
+    return preferred([(path, path.relative_to(folder)) for path in paths], revision)
+
+
+def preferred(paths: Iterable[tuple[Path, PurePath]], revision: str = "") -> list[AlfFile]:
+    """What `alf_files` returns, of pairs of a path and the same below the session's folder."""
     found = []
-    for path in folder.rglob("*.*"):
-        match = NAME.fullmatch(path.name)
-        if match is None or not path.is_file() or not wanted(match):
+    for path, below in paths:
+        match = NAME.fullmatch(below.name)
+        if match is None or not wanted(match):
             continue
-        parts = path.parent.relative_to(folder).parts
-        plain = [part for part in parts if not REVISION.fullmatch(part)]
-        revision = next((part for part in parts if REVISION.fullmatch(part)), "")
-        found.append(AlfFile(path, "/".join(plain), match["object"], _attribute(match), revision))
+        plain = [part for part in below.parts[:-1] if not REVISION.fullmatch(part)]
+        own = next((part for part in below.parts[:-1] if part not in plain), "")
+        if not revision or own.strip("#") <= revision:
+            found.append(AlfFile(path, "/".join(plain), match["object"], _attribute(match), own))
     found.sort(key=lambda f: str(f.path))
     found.sort(key=lambda f: f.revision, reverse=True)
-    return sorted(found, key=lambda f: (not f.place.startswith("alf"), f.place.count("/")))
+    return sorted(found, key=lambda f: (not f.place.startswith("alf"), _rank(f.place),
+                                        f.place.count("/")))
+
+
+def _rank(place: str) -> int:
+    """Place in `SORTERS` of the sorter that a folder is named after, their number if of none."""
+    last = place.rpartition("/")[2]
+    return SORTERS.index(last) if last in SORTERS else len(SORTERS)
+
+
+def sortings(files: Sequence[AlfFile]) -> dict[str, list[str]]:
+    """Probe -> folders with a sorting of it, the one that is read first."""
+    found: dict[str, list[str]] = {}
+    for f in files:
+        if (f.object, f.attribute) == ("spikes", "times"):
+            probe = next((p for p in f.place.split("/") if p.startswith("probe")),
+                         f.place or "probe00")
+            places = found.setdefault(probe, [])
+            places += [f.place] if f.place not in places else []
+    return dict(sorted(found.items()))
+
+
+def chosen(files: Sequence[AlfFile]) -> list[AlfFile]:
+    """The files that a reader loads: the preferred of every name, and of one sorting a probe."""
+    read = {places[0] for places in sortings(files).values()}
+    first: dict[tuple[str, ...], AlfFile] = {}
+    for f in files:
+        sorted_there = f.object in ("spikes", "clusters", "channels")
+        if not sorted_there or f.place in read:
+            key = (f.object, f.attribute, f.place if sorted_there else "")
+            first.setdefault(key, f)
+    return list(first.values())
 
 
 def wanted(match: re.Match[str]) -> bool:
@@ -73,10 +118,10 @@ def _attribute(match: re.Match[str]) -> str:
 class Alf:
     """The files of one session. Arrays are loaded by object and attribute, None where absent."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, revision: str = "") -> None:
         if not folder.is_dir():
             raise BadInput(folder, "folder", "nothing there", "a session in ALF")
-        self.folder, self.files = folder, alf_files(folder)
+        self.folder, self.files = folder, alf_files(folder, revision)
 
     def find(self, object: str, attribute: str, place: str | None = None) -> Path | None:
         """The preferred file of an attribute, in one folder or in any."""
@@ -134,16 +179,12 @@ def probes_of(
 
     A probe whose files do not fit together is left out. Raises `BadInput` when none is left.
     """
-    places = list(dict.fromkeys(f.place for f in alf.files
-                                if (f.object, f.attribute) == ("spikes", "times")))
-    seen: set[str] = set()
+    found = sortings(alf.files)
     parts, done = [], 0
-    for place in places:
-        probe = next((p for p in place.split("/") if p.startswith("probe")), place or "probe00")
-        if probe in seen:
-            build.drop("column", f"{place}/spikes", f"another sorting of {probe} comes first")
-            continue
-        seen.add(probe)
+    for probe, (place, *others) in found.items():
+        for other in others:
+            build.drop("column", f"{other}/spikes",
+                       f"another sorting of {probe} comes first, that in {place}")
         try:
             times, unit, columns, more = _probe(alf, place, probe, build)
         except BadInput as error:
@@ -152,7 +193,7 @@ def probes_of(
         parts.append((times, unit + done, columns, more))
         done += len(columns["cluster"])
     if not parts:
-        raise BadInput(alf.folder, "spikes", f"{len(places)} probes, none usable",
+        raise BadInput(alf.folder, "spikes", f"{len(found)} probes, none usable",
                        "spikes.times and spikes.clusters")
     times, unit = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
     order = np.argsort(times, kind="stable")

@@ -9,6 +9,7 @@ where windows overlap or start between bins, the trial moves, its times with it 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neds.data.alf import Alf, probes_of, trials_of, wheel_velocity
+from neds.data.alf import Alf, chosen, probes_of, trials_of, wheel_velocity
 from neds.data.build import Builder, Columns, texts
 from neds.data.checks import naming
 from neds.data.ibl_trials import (
@@ -36,19 +37,22 @@ from neds_rt.errors import BadInput
 
 FORMS = ("continuous", "trials")
 CHOICES, BLOCKS = (-1.0, 1.0), (0.2, 0.5, 0.8)
+DATE = re.compile(r"\d{4}-\d\d-\d\d[a-z]?")
 Trace = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 class IblOptions(EventOptions, frozen=True, kw_only=True):
     """form: continuous or trials. bugs: switches of `neds.data.ibl_trials.BUGS`, or all (form
     trials). min_rate_hz: units above it in the trials' windows (form trials; the paper has 2 or 5).
-    regions: beryl for the Beryl atlas's names. mode: local or remote, cache: ONE's folder, host:
-    the database (for session ids; see `neds.data.ibl_one`)."""
+    regions: beryl for the Beryl atlas's names. revision: a date, the newest revision of a file not
+    after it counts. mode: local or remote, cache: ONE's folder, host: the database (for session
+    ids; see `neds.data.ibl_one`)."""
 
     form: str = "continuous"
     bugs: str = ""
     min_rate_hz: float = 0.0
     regions: str = ""
+    revision: str = ""
     mode: str = "remote"
     cache: str = ""
     host: str = "https://openalyx.internationalbrainlab.org"
@@ -62,6 +66,8 @@ def ibl_reader(preset: str | None, words: Sequence[str]) -> Reader:
     if options.form not in FORMS or options.regions not in ("", "beryl"):
         raise BadInput("ibl reader", "options", f"form={options.form} regions={options.regions}",
                        f"form {' or '.join(FORMS)}, regions beryl")
+    if options.revision and not DATE.fullmatch(options.revision):
+        raise BadInput("ibl reader", "revision", repr(options.revision), "a date as 2024-05-06")
     if bugs_of(options.bugs) and options.form != "trials":
         raise BadInput("ibl reader", "bugs", options.bugs, "form=trials beside it")
     from neds.data.ibl_one import session_folder
@@ -71,7 +77,8 @@ def ibl_reader(preset: str | None, words: Sequence[str]) -> Reader:
         return read_alf(session_folder(source, options), options, session=name)
 
     def files(source: str) -> list[Path]:
-        return [file.path for file in Alf(session_folder(source, options)).files]
+        folder = session_folder(source, options)
+        return [file.path for file in chosen(Alf(folder, options.revision).files)]
 
     return Reader(read=read, files=files)
 
@@ -82,7 +89,7 @@ def read_alf(folder: str | Path, options: IblOptions | None = None, session: str
     Its name is `session`, or SUBJECT_DATE_NUMBER of a folder .../SUBJECT/DATE/NUMBER.
     """
     path, options = Path(folder), options or IblOptions()
-    alf = Alf(path)
+    alf = Alf(path, options.revision)
     with naming(path):
         own = _own(alf)
         parts = path.resolve().parts[-3:]

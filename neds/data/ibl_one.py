@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neds.data.alf import NAME, wanted
+from neds.data.alf import chosen, preferred
 from neds.data.reader import needed
 from neds_rt.errors import BadInput, StartError
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 LISTS = {f"paper-{part}": Path(__file__).parent / "lists" / f"neds_{part}_eids.txt"
          for part in ("train", "test")}
-"""The NEDS paper's sessions, in its authors' order (data/PART_eids.txt of github.com/yzhang511/NEDS):
-74 that it trains on and ten that it holds out. Name for --eids -> file, an id a line."""
+"""The NEDS paper's sessions: 74 that it trains on and ten that it holds out, as its authors list
+them (data/PART_eids.txt of github.com/yzhang511/NEDS). Name for --eids -> file, an id a line."""
 
 PASSWORD = "international"  # the public account of the open database
 
@@ -64,7 +64,7 @@ def session_folder(source: str, options: IblOptions) -> Path:
             raise BadInput(source, "session", "unknown id", "a folder in ALF, or an id that "
                            f"{options.cache or options.host} knows")
         if options.mode == "remote":
-            _fetch(one, source)
+            _fetch(one, source, options.revision)
     except BadInput:
         raise
     except Exception as error:
@@ -73,14 +73,12 @@ def session_folder(source: str, options: IblOptions) -> Path:
     return Path(folder)
 
 
-def _fetch(one: Any, eid: str) -> None:
-    """Fetch the files of a session that are read and not in the cache yet."""
-    names = []
-    for name in one.list_datasets(eid):
-        match = NAME.fullmatch(Path(str(name)).name)
-        if match is not None and wanted(match):
-            names.append(str(name))
-    paths = [Path(name) for name in names]
-    one.load_datasets(eid, [path.name for path in paths],
-                      collections=[str(path.parent) for path in paths], download_only=True,
-                      assert_present=False)
+def _fetch(one: Any, eid: str, revision: str = "") -> None:
+    """Fetch the files of a session that are read and not in the cache yet, of one sorting a probe.
+
+    They are asked for by their whole paths, which name a revision too.
+    """
+    listed = [Path(str(name)) for name in one.list_datasets(eid)]
+    names = [f.path.as_posix() for f in chosen(preferred(zip(listed, listed, strict=True),
+                                                         revision))]
+    one.load_datasets(eid, names, download_only=True, assert_present=False)

@@ -1,5 +1,6 @@
 """IBL sessions: ALF folders, the paper's preprocessing item by item, and ONE in local mode."""
 
+import shutil
 from uuid import UUID
 
 import numpy as np
@@ -182,18 +183,52 @@ def test_missing_and_broken_files_degrade(tmp_path):
         read_alf(folder)
 
 
-def test_revisions_and_sortings(tmp_path):
+def add_sorting(at, unit):
+    """Write a sorting of two spikes, of cluster `unit`."""
+    at.mkdir(parents=True, exist_ok=True)
+    np.save(at / "spikes.times.npy", np.array([1.0, 2.0]))
+    np.save(at / "spikes.clusters.npy", np.array([unit, unit]))
+
+
+def first_probe(folder, *words):
+    units = ibl_reader(None, words).read(str(folder)).units
+    return units.cluster[units.probe == "probe00"].tolist()
+
+
+def test_revisions(tmp_path):
     folder = make_alf(tmp_path)
     at = folder / "alf" / "probe00" / "pykilosort"
     for name, unit in (("#2024-01-01#", 1), ("#2025-01-01#", 2)):
-        (at / name).mkdir()
-        np.save(at / name / "spikes.times.npy", np.array([1.0, 2.0]))
-        np.save(at / name / "spikes.clusters.npy", np.array([unit, unit]))
-    session = read_alf(folder)
-    mine = session.units.probe == "probe00"
-    assert session.units.cluster[mine].tolist() == [2]
+        add_sorting(at / name, unit)
+    assert first_probe(folder) == [2]
+    assert first_probe(folder, "revision=2025-01-01") == [2]
+    assert first_probe(folder, "revision=2024-12-31") == [1]
+    assert first_probe(folder, "revision=2024-01-01") == [1]
+    assert first_probe(folder, "revision=2023-12-31") == [0, 1, 2, 3, 5]
     assert {f.revision for f in Alf(folder).files if f.place.startswith("alf/probe00")} == {
         "", "#2024-01-01#", "#2025-01-01#"}
+    read = ibl_reader(None, []).files(str(folder))
+    assert at / "#2025-01-01#" / "spikes.times.npy" in read
+    assert not {at / "spikes.times.npy", at / "#2024-01-01#" / "spikes.times.npy"} & set(read)
+
+
+def test_several_sortings_of_one_probe(tmp_path):
+    folder = make_alf(tmp_path)
+    probe = folder / "alf" / "probe00"
+    add_sorting(probe, 1)
+    add_sorting(probe / "ks2_matlab", 2)
+    assert first_probe(folder) == [0, 1, 2, 3, 5]  # pykilosort's, deeper than that of probe00
+    shutil.rmtree(probe / "pykilosort")
+    assert first_probe(folder) == [1]
+    add_sorting(probe / "iblsorter", 3)
+    add_sorting(probe / "pykilosort" / "#2025-01-01#", 4)
+    session = ibl_reader(None, []).read(str(folder))
+    assert session.units.probe.tolist() == ["probe00"] + ["probe01"] * 5
+    assert session.units.cluster[0] == 3
+    others = [d for d in drops(session, "column") if "another sorting" in d.reason]
+    assert [d.name for d in others] == [f"alf/probe00{place}/spikes" for place in
+                                        ("/pykilosort", "", "/ks2_matlab")]
+    assert all(d.reason.endswith("that in alf/probe00/iblsorter") for d in others)
 
 
 def test_parquet_tables(tmp_path):
@@ -293,7 +328,7 @@ def test_one_without_network_or_tables(tmp_path):
 
 
 @pytest.mark.parametrize("words", [["form=film"], ["bugs=all"], ["form=trials", "bugs=wings"],
-                                   ["regions=cosmos"], ["colour=red"]])
+                                   ["regions=cosmos"], ["revision=may"], ["colour=red"]])
 def test_refused_options(words):
     with pytest.raises(BadInput):
         ibl_reader(None, words)
