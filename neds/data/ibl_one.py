@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from neds.data.alf import chosen, preferred
 from neds.data.reader import needed
-from neds_rt.errors import BadInput, StartError
+from neds_rt.errors import BadInput, StartError, one_line
 
 if TYPE_CHECKING:
     from neds.data.ibl import IblOptions
@@ -22,7 +22,9 @@ LISTS = {f"paper-{part}": Path(__file__).parent / "lists" / f"neds_{part}_eids.t
 """The NEDS paper's sessions: 74 that it trains on and ten that it holds out, as its authors list
 them (data/PART_eids.txt of github.com/yzhang511/NEDS). Name for --eids -> file, an id a line."""
 
-PASSWORD = "international"  # the public account of the open database
+ACCOUNT = {"username": "intbrainlab", "password": "international"}  # of the open database
+HERE = ("sessions that are here already: --set mode=local cache=FOLDER, or a session's folder in "
+        "place of its id")
 
 
 @lru_cache(maxsize=4)
@@ -39,21 +41,25 @@ def connection(mode: str, cache: str, host: str) -> Any:
                                "datasets.pqt", "cache=FOLDER that ONE has filled, or that "
                                "one.alf.cache.make_parquet_db(FOLDER) has listed")
             return api.One(cache_dir=cache, mode="local")
-        return api.ONE(base_url=host, password=PASSWORD, silent=True, mode="remote",
-                       **({"cache_dir": cache} if cache else {}))
+        more = {"cache_dir": cache} if cache else {}
+        return api.ONE(base_url=host, silent=True, mode="remote", **ACCOUNT, **more)
     except BadInput:
         raise
     except Exception as error:  # requests, ONE and pyarrow raise classes of their own
-        raise StartError(
-            f"ibl reader: {host} is needed and does not answer ({type(error).__name__}); "
-            "sessions that are here already: --set mode=local cache=FOLDER, or a session's folder "
-            "in place of its id") from error
+        raise StartError(one_line(
+            f"ibl reader: {host} is needed and does not answer ({_short(error)}); {HERE}")) \
+            from error
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"[:200]
 
 
 def session_folder(source: str, options: IblOptions) -> Path:
     """The folder of a source, fetched if it is the id of a session that is not here.
 
-    Raises `BadInput` for an id that the database or cache does not know.
+    Raises `BadInput` for an id that the database or cache does not know and where the database
+    stops answering, `StartError` where it does not answer at all.
     """
     if Path(source).is_dir():
         return Path(source)
@@ -68,8 +74,9 @@ def session_folder(source: str, options: IblOptions) -> Path:
     except BadInput:
         raise
     except Exception as error:
-        raise BadInput(source, "session", f"{type(error).__name__}: {error}",
-                       f"an id, or an answer of {options.host}") from error
+        expected = f"an id that {options.cache} knows" if options.mode == "local" else \
+            f"an id, and an answer of {options.host}; {HERE}"
+        raise BadInput(source, "session", _short(error), expected) from error
     return Path(folder)
 
 

@@ -1,15 +1,32 @@
 """IBL sessions by their ids: what is fetched, from a ONE that serves a folder, and what fails."""
 
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from urllib.parse import parse_qs
+
 import numpy as np
 import pytest
 
+from neds.cli import main
 from neds.data import ibl_one
 from neds.data.ibl import IblOptions, ibl_reader, read_alf
+from neds_rt.errors import BadInput, StartError
 from tests.neds.alf_cases import SUBJECT, make_alf
 from tests.neds.reader_cases import same
 
 pytest.importorskip("one.api")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # ONE's own, into pandas
+
+EIDS = ibl_one.LISTS["paper-test"].read_text().split()
+CLOSED = "http://127.0.0.1:9"  # nothing listens on the discard port
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    """ONE notes every database it is given in the home folder."""
+    (tmp_path / "home").mkdir()
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path / "home"))
 
 
 @pytest.fixture
@@ -60,3 +77,60 @@ def test_an_older_revision_is_fetched_in_its_place(served):
     same(session, read_alf(folder, IblOptions(revision="2023-12-31"), session=eid))
     assert not [path for path in one.fetched if "#" in path]
     assert session.units.cluster[session.units.probe == "probe00"].tolist() == [0, 1, 2, 3, 5]
+
+
+def test_local_mode_needs_tables(tmp_path):
+    with pytest.raises(BadInput, match=r"sessions\.pqt"):
+        ibl_reader(None, ["mode=local", f"cache={tmp_path}"]).read(EIDS[0])
+
+
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_without_a_network_the_run_ends_once(tmp_path, capfd, jobs):
+    out = tmp_path / "out"
+    words = ["prepare", "--reader", "ibl", *EIDS[:3], "--out", str(out), "--jobs", jobs,
+             "--set", f"host={CLOSED}", f"cache={tmp_path}"]
+    assert main(words) == StartError.exit_code == 3
+    shown = capfd.readouterr()
+    assert len(shown.err.splitlines()) == 1, shown.err
+    assert f"{CLOSED} is needed" in shown.err
+    assert "mode=local cache=" in shown.err
+    assert list(out.iterdir()) == []
+
+
+def test_a_network_that_fails_later_fails_one_session(served, tmp_path, capsys):
+    folder, one = served
+    one.failing = ConnectionError("no route to host")
+    eid = one.eid_of(SUBJECT)
+    assert main(["prepare", "--reader", "ibl", eid, str(folder), "--out", str(tmp_path / "out"),
+                 "--set", f"host={CLOSED}"]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    for text in (eid, "no route to host", CLOSED, "mode=local cache="):
+        assert text in error
+    assert len(list((tmp_path / "out").glob("*.h5"))) == 1
+
+
+def test_the_open_databases_account_is_named(tmp_path):
+    """ONE no longer knows it by itself; without a name nothing is asked at all."""
+    posted = []
+
+    class Database(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            posted.append((self.path, parse_qs(body.decode())))
+            self.send_error(400)
+
+        def log_message(self, *args):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Database)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        host = f"http://127.0.0.1:{server.server_port}"
+        with pytest.raises(StartError, match=f"{host} is needed.*HTTPError"):
+            ibl_reader(None, [f"host={host}", f"cache={tmp_path}"]).read(EIDS[0])
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert posted == [("/auth-token", {"username": ["intbrainlab"],
+                                       "password": ["international"]})]
