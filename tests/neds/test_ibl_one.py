@@ -23,8 +23,9 @@ CLOSED = "http://127.0.0.1:9"  # nothing listens on the discard port
 
 @pytest.fixture(autouse=True)
 def home(tmp_path, monkeypatch):
-    """ONE notes every database it is given in the home folder."""
+    """ONE notes every database it is given in the home folder, and makes folders there."""
     (tmp_path / "home").mkdir()
+    monkeypatch.setattr("one.params.CACHE_DIR_DEFAULT", str(tmp_path / "home"))
     for name in ("HOME", "USERPROFILE"):
         monkeypatch.setenv(name, str(tmp_path / "home"))
 
