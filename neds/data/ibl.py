@@ -132,7 +132,7 @@ def _traces(alf: Alf, build: Builder, bugs: frozenset[str] = frozenset()) -> dic
     found: dict[str, Trace] = {}
     views = ("rightCamera",) if "whisker" in bugs else ("leftCamera", "rightCamera")
     for name, loads in (("wheel", [lambda: _wheel(alf)]),
-                        ("whisker", [lambda v=v: _whisker(alf, v) for v in views])):
+                        ("whisker", [lambda v=v: _whisker(alf, build, v) for v in views])):
         for attempt in loads:
             try:
                 found[name] = attempt()
@@ -152,7 +152,7 @@ def _wheel(alf: Alf) -> Trace:
     return at, np.abs(velocity)
 
 
-def _whisker(alf: Alf, view: str) -> Trace:
+def _whisker(alf: Alf, build: Builder, view: str) -> Trace:
     times, energy = alf.load(view, "times"), alf.load(view, "ROIMotionEnergy")
     if times is None or energy is None:
         raise BadInput(view, "files", "absent", f"{view}.times and {view}.ROIMotionEnergy")
@@ -163,8 +163,12 @@ def _whisker(alf: Alf, view: str) -> Trace:
     times = times[len(times) - len(energy):]  # frames are lost at the start of a recording
     known = np.isfinite(times)
     times, energy = times[known], energy[known]
+    if not len(times):
+        raise BadInput(view, "times", "no frame with a time", "times in seconds")
     if (np.diff(times) < 0).any():
         raise BadInput(view, "times", "unsorted", "rising times")
+    if not known.all():
+        build.drop("bin", "whisker", "time stamp is not a number", int((~known).sum()))
     return times, energy
 
 
@@ -226,7 +230,10 @@ def _trial_session(
     traces, kept, more_reasons, left_out = settle(cut, kept, bugs)
     for name, reason in left_out.items():
         build.drop("behaviour", name, reason)
-    counts = trial_counts(times, unit, len(columns["cluster"]), window)
+    real = np.isfinite(times)
+    if not real.all():
+        build.drop("spike", "spikes", "time is not a number of seconds", int((~real).sum()))
+    counts = trial_counts(times[real], unit[real], len(columns["cluster"]), window)
     columns, counts = _units(build, options, counts, kept, columns, more)
     _drop_trials(build, kept, reasons + more_reasons)
     first = _places(window[kept, 0])
