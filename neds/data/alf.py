@@ -9,7 +9,7 @@ probe that of `SORTERS` is read that comes first there, else that in the shallow
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -275,11 +275,24 @@ def _regions(
     if ids is not None:
         try:
             atlas = needed("iblatlas.regions", "ibl", probe).BrainRegions()
-            return texts(atlas.id2acronym(np.asarray(ids, np.int64)))
+            regions = one_by_one(np.asarray(ids, np.int64), atlas.id2acronym)
+            if lost := int((regions == "").sum()):
+                build.drop("column", f"{probe} region", "number is none of the Allen atlas", lost)
+            return regions
         except (BadInput, ValueError, IndexError, KeyError) as error:
             reason = f"regions are numbers of the Allen atlas, unknown: {error}"
     build.drop("column", f"{probe} region", reason)
     return np.full(n, "")
+
+
+def one_by_one(names: NDArray[Any], mapped: Callable[[Any], Any]) -> NDArray[np.str_]:
+    """Each of (n,) names or numbers as an atlas maps it, "" where it does not know it.
+
+    The atlas leaves out what it does not know and returns the rest, so it is asked for each alone.
+    """
+    known, place = np.unique(names, return_inverse=True)
+    found = [mapped(known[i : i + 1]) if known[i] != "" else [] for i in range(len(known))]
+    return texts([row[0] if len(row) else "" for row in found])[place]
 
 
 def wheel_velocity(

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neds.data.alf import Alf, chosen, probes_of, trials_of, wheel_velocity
-from neds.data.build import Builder, Columns, texts
+from neds.data.alf import Alf, chosen, one_by_one, probes_of, trials_of, wheel_velocity
+from neds.data.build import Builder, Columns
 from neds.data.checks import naming
 from neds.data.ibl_trials import (
     BIN_S,
@@ -119,12 +119,12 @@ def _own(alf: Alf) -> dict[str, Any]:
 
 
 def _beryl(regions: NDArray[Any], build: Builder) -> NDArray[Any]:
+    """The Beryl atlas's region of each unit, unknown where the Allen atlas has no such acronym."""
     atlas = needed("iblatlas.regions", "ibl", build.session).BrainRegions()
-    known = regions != ""
-    out = regions.astype(object)
-    if known.any():
-        out[known] = atlas.acronym2acronym(regions[known], mapping="Beryl")
-    return texts(out)
+    out = one_by_one(regions, lambda name: atlas.acronym2acronym(name, mapping="Beryl"))
+    build.report.add_rows("column", build.session, (out == "") & (regions != ""),
+                          "region is none of the Allen atlas")
+    return out
 
 
 def _traces(alf: Alf, build: Builder, bugs: frozenset[str] = frozenset()) -> dict[str, Trace]:

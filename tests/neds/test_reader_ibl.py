@@ -231,6 +231,27 @@ def test_several_sortings_of_one_probe(tmp_path):
     assert all(d.reason.endswith("that in alf/probe00/iblsorter") for d in others)
 
 
+@pytest.mark.parametrize(("file", "values"), [
+    ("brainLocationIds_ccf_2017", [382, 10703, 123456789, 0, 382, 997]),
+    ("brainLocationAcronyms_ccf_2017", ["CA1", "DG-mo", "Atlantis", "void", "CA1", "root"])])
+def test_regions_of_the_beryl_atlas(tmp_path, file, values):
+    pytest.importorskip("iblatlas.regions")
+    folder = make_alf(tmp_path)
+    at = folder / "alf" / "probe00" / "pykilosort"
+    (at / "channels.brainLocationAcronyms_ccf_2017.npy").unlink()
+    np.save(at / f"channels.{file}.npy", np.repeat(values, 2))  # a cluster on every other channel
+    plain = ibl_reader(None, []).read(str(folder))
+    fine = [str(v) if file.startswith("brainLocationA") else "" for v in values]
+    assert plain.units.region[:3].tolist() == ["CA1", "DG-mo", fine[2]]
+    session = ibl_reader(None, ["regions=beryl"]).read(str(folder))
+    first = session.units.probe == "probe00"
+    assert session.units.cluster[first].tolist() == [0, 1, 2, 3, 5]
+    assert session.units.region[first].tolist() == ["CA1", "DG", "", "void", "root"]
+    assert set(session.units.region[~first]) == {""}  # no histology
+    unknown = [d for d in drops(session, "column") if "none of the Allen atlas" in d.reason]
+    assert [(d.name, d.count) for d in unknown] == [("2" if fine[2] else "probe00 region", 1)]
+
+
 def test_parquet_tables(tmp_path):
     pandas = pytest.importorskip("pandas")
     pytest.importorskip("pyarrow")
