@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neds.data.alf import Alf, chosen, one_by_one, probes_of, trials_of, wheel_velocity
+from neds.data.alf import Alf, one_by_one, probes_of, trials_of, wheel_velocity
+from neds.data.alf_files import chosen
 from neds.data.build import Builder, Columns
 from neds.data.checks import naming
 from neds.data.ibl_trials import (

@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from neds.data.alf import chosen, preferred
+from neds.data.alf_files import chosen, preferred
 from neds.data.reader import needed
 from neds_rt.errors import BadInput, StartError, one_line
 
