@@ -88,8 +88,8 @@ def test_local_mode_needs_tables(tmp_path):
 @pytest.mark.parametrize("jobs", ["1", "2"])
 def test_without_a_network_the_run_ends_once(tmp_path, capfd, jobs):
     out = tmp_path / "out"
-    words = ["prepare", "--reader", "ibl", *EIDS[:3], "--out", str(out), "--jobs", jobs,
-             "--set", f"host={CLOSED}", f"cache={tmp_path}"]
+    words = ["prepare", "--reader", "ibl", "--eids", "paper-train", "--out", str(out),
+             "--jobs", jobs, "--set", f"host={CLOSED}", f"cache={tmp_path}"]
     assert main(words) == StartError.exit_code == 3
     shown = capfd.readouterr()
     assert len(shown.err.splitlines()) == 1, shown.err
