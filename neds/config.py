@@ -22,8 +22,11 @@ class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     bin_size_s: float = 0.02
     behaviours: list[str] = []  # names to decode; empty takes all the session has
     fractions: tuple[float, float, float] = (0.74, 0.06, 0.2)  # train, validation, test, in time
-    split: str = "blocked"  # parts contiguous in time; "random": trials at random, for parity only
-    split_seed: int = 42  # of the random split
+    # "blocked": parts contiguous in time. For parity only: "random", trials at random by session;
+    # "release": as the NEDS release deals them, after sessions of `split_before` trials each.
+    split: str = "blocked"
+    split_before: list[int] = []
+    split_seed: int = 42  # of the random splits; the release's, and up to 2^32 - 1 there
     scaling: str = "zscore"  # of continuous behaviours, or "minmax": to [0, 1]
     min_rate_hz: float = 0.0  # units below this rate on the training part are dropped
 
@@ -158,10 +161,17 @@ def check(config: RunConfig, where: str) -> None:
         raise BadInput(where, "masking", shares, "five probabilities that sum to 1")
     if not 0 < masking.ratio < 1:
         raise BadInput(where, "masking.ratio", masking.ratio, "between 0 and 1")
-    for field, allowed in (("split", ("blocked", "random")), ("scaling", ("zscore", "minmax"))):
+    for field, allowed in (("split", ("blocked", "random", "release")),
+                           ("scaling", ("zscore", "minmax"))):
         if getattr(config.data, field) not in allowed:
             raise BadInput(where, f"data.{field}", repr(getattr(config.data, field)),
                            " or ".join(map(repr, allowed)))
+    if config.data.split == "release" and config.data.split_seed >= 2**32:
+        raise BadInput(where, "data.split_seed", config.data.split_seed,
+                       "below 2^32, for data.split = 'release'")
+    if not all(0 < trials < 10**6 for trials in config.data.split_before):
+        raise BadInput(where, "data.split_before", config.data.split_before,
+                       "numbers of trials, from 1 to a million")
     if abs(sum(config.data.fractions) - 1) > 1e-6 or min(config.data.fractions) <= 0:
         raise BadInput(where, "data.fractions", config.data.fractions, "three shares that sum to 1")
     for name in ("steps", "batch", "sessions_per_batch", "bins", "validate_every"):

@@ -135,13 +135,25 @@ def _parts(
     binned: Binned, session: str, config: DataConfig, gap_bins: int
 ) -> tuple[dict[str, list[int]], dict[str, list[int]] | None, slice | NDArray[np.int64]]:
     """The split as `SessionState` keeps it, its trials if drawn at random, and training rows."""
-    if config.split == "random":
-        trials = split_trials(binned, session, config.fractions, config.split_seed)
+    if config.split != "blocked":
+        before = config.split_before if config.split == "release" else None
+        trials = split_trials(binned, session, config.fractions, config.split_seed, before)
         runs = binned.runs()[trials["train"]]
         everything = {part: [0, len(binned)] for part in trials}
         return everything, trials, np.concatenate([np.arange(a, b) for a, b in runs])
     parts = split(binned, config.fractions, gap_bins)
     return {k: list(v) for k, v in parts._asdict().items()}, None, slice(*parts.train)
+
+
+def after(config: DataConfig, state: SessionState) -> DataConfig:
+    """The configuration for the next session of a run: the release's split goes on from this one's.
+
+    Elsewhere it stays as it is.
+    """
+    if config.split != "release" or state.trials is None:
+        return config
+    dealt = sum(map(len, state.trials.values()))
+    return msgspec.structs.replace(config, split_before=[*config.split_before, dealt])
 
 
 def null_rates(counts: NDArray[np.uint16]) -> NDArray[np.float64]:

@@ -24,7 +24,7 @@ from neds.data.rebin import rebin_factor, rebinned
 from neds.data.session import Binned, Counts, Session
 from neds.data.store import read_session
 from neds.data.windows import split
-from neds.dataset import Recording, describe, fit_bins, to_recording
+from neds.dataset import Recording, after, describe, fit_bins, to_recording
 from neds_rt.errors import BadInput
 
 
@@ -83,6 +83,7 @@ def usable(
     report, recordings = DropReport(), []
     seen: dict[str, str] = {}
     found: set[str] = set()
+    run = config
     for where, session in _read(sources, report):
         if session.session in seen:
             report.add("session", session.session, where, f"already read from "
@@ -91,8 +92,9 @@ def usable(
         seen[session.session] = where
         found |= set(session.behaviours)
         try:
-            recordings.append(_recording(session, config, rebin, gap_bins, spill,
+            recordings.append(_recording(session, run, rebin, gap_bins, spill,
                                          report))
+            run = msgspec.structs.replace(run, data=after(run.data, recordings[-1].state))
         except BadInput as error:
             report.add("session", session.session, where, str(error))
     _check_names(config, found)

@@ -26,7 +26,7 @@ from typing import Any
 from neds.data.dropped import KEY, Drop, DropReport
 from neds.data.reader import Reader, files_sha256
 from neds.data.store import provenance, read_facts, session_path, write_session
-from neds_rt.errors import BadInput, NedsError
+from neds_rt.errors import BadInput, NedsError, StartError
 
 Row = dict[str, Any]
 STAGING = ".prepare-"
@@ -73,7 +73,7 @@ def prepare_one(source: str, job: Job, known: dict[str, str], target: str) -> Ro
     """Read one source and write its session as `target`: its row, or {"error": text}.
 
     known: fingerprint -> session file that is there already; such a row has `skipped`. Whatever a
-    reader raises is an error of this source alone.
+    reader raises is an error of this source alone, but for a `StartError`: that row has `ends`.
     """
     try:
         reader = job.made()
@@ -85,7 +85,7 @@ def prepare_one(source: str, job: Job, known: dict[str, str], target: str) -> Ro
         write_session(reader.read(source), target, provenance=origin)
         return {**_row(source, target), "skipped": False}
     except NedsError as error:
-        return {"error": str(error)}
+        return {"error": str(error), "ends": isinstance(error, StartError)}
     except Exception as error:  # one bad session never ends a run of hundreds
         text = f"{source}: {type(error).__name__}: {error}"
         return {"error": " ".join(text.split())[:500]}
@@ -132,7 +132,8 @@ def prepare(
     jobs: how many at a time on this machine (one: in this process); ray: a connected module ray
     that does it instead. again: read those too that are there. watch: wraps the results, to show
     progress. Two sources of one session: the first in order is kept, the other one failed. Raises
-    `BadInput` for options that the reader refuses and a folder that cannot be written.
+    `BadInput` for options that the reader refuses and a folder that cannot be written, `StartError`
+    where the reader lacks what all sources need, such as a network: sessions that are done stay.
     """
     job.made()
     known = {} if again else finished(out)
@@ -141,6 +142,8 @@ def prepare(
     with _staging(out) as staging:
         calls = [(source, job, known, f"{staging}/{i}.h5") for i, source in enumerate(sources)]
         for i, row in watch(_results(calls, jobs, ray)):
+            if row.get("ends"):
+                raise StartError(row["error"])
             rows[i] = _settled(i, row, calls[i], out, owner, rows)
     outcome = Outcome()
     for i, source in enumerate(sources):

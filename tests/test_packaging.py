@@ -1,6 +1,7 @@
 """What an install contains and asks for: a small base without torch, and everything it runs."""
 
 import re
+import subprocess
 import tomllib
 from importlib.metadata import metadata, requires
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 import neds.cli
 import neds_rt.cli
+from neds.data.ibl_one import LISTS
 from neds_rt.bundle import read_bundle
 from neds_rt.demo import BUNDLE, UNITS
 from neds_rt.synthetic_task import STEP_S
@@ -55,3 +57,13 @@ def test_licence_and_readme_are_named_and_there():
     assert (ROOT / PROJECT["readme"]).is_file()
     assert "MIT" in (ROOT / "LICENSE").read_text(encoding="utf-8")
     assert PROJECT["license"] == "MIT"
+
+
+def test_lists_of_sessions_are_files_of_the_package_that_the_wheel_takes_whole():
+    build = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    assert "neds" in build["scikit-build"]["wheel"]["packages"]
+    assert "exclude" not in build["scikit-build"]["wheel"]
+    for path in LISTS.values():
+        assert path.is_relative_to(ROOT / "neds")
+        ignored = subprocess.run(["git", "check-ignore", "-q", path], cwd=ROOT).returncode
+        assert ignored == 1, f"{path} is ignored, so the wheel leaves it out"

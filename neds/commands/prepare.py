@@ -18,7 +18,7 @@ Options of a reader (--set, or one TOML file), of all but arrays and session: fs
 session, subject; and of
     nwb, brainsets  behaviour.NAME=SERIES[:KIND[:UNIT]], or trials.COLUMN for a label of its trial
     ibl             form=continuous|trials bugs=all|NAMES min_rate_hz=N regions=beryl
-                    mode=remote|local cache=FOLDER host=URL
+                    revision=DATE mode=remote|local cache=FOLDER host=URL
     sorting         recording=FOLDER segment=N probe=NAME
     phy             probe=NAME seconds=N
     session         session=NAME subject=NAME, no others
@@ -52,16 +52,14 @@ READERS = {
 }
 """Reader name -> function of (preset, option words) that returns a `neds.data.reader.Reader`."""
 
-PAPER_TEST = "paper-test"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `neds prepare`."""
     parser.add_argument("files", nargs="*", metavar="SOURCE",
                         help="recordings to read: files, folders, or session ids")
     parser.add_argument("--eids", metavar="FILE",
-                        help="a file with a source a line, such as IBL session ids; paper-test: "
-                        "the ten sessions that the NEDS paper holds out")
+                        help="a file with a source a line, such as IBL session ids; paper-train, "
+                        "paper-test: the sessions of the NEDS paper, 74 and the ten held out")
     parser.add_argument("--reader", default="arrays", choices=list(READERS),
                         help="format of the sources (default %(default)s: NumPy archives)")
     parser.add_argument("--preset", help="known set: indy, place-cells, steinmetz, ibl-sample")
@@ -124,9 +122,9 @@ def _sources(args: argparse.Namespace) -> list[str]:
 
     words = list(args.files)
     if args.eids:
-        from neds.data.ibl_one import PAPER_TEST as EIDS
+        from neds.data.ibl_one import LISTS
 
-        listed = EIDS if args.eids == PAPER_TEST else Path(args.eids)
+        listed = LISTS.get(args.eids, Path(args.eids))
         try:
             lines = [line.partition("#")[0].strip() for line in listed.read_text().splitlines()]
         except (OSError, UnicodeDecodeError) as error:

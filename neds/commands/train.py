@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     from neds.config import load_recipe
     from neds.data.dropped import DropReport
     from neds.data.store import read_session
-    from neds.dataset import describe, to_recording
+    from neds.dataset import after, describe, to_recording
     from neds.processes import Processes
     from neds.run_arguments import overrides, say
     from neds.runs import Job, carry_out, finished, kept
@@ -47,8 +47,10 @@ def run(args: argparse.Namespace) -> int:
     sources, recordings = {}, []
     try:
         with kept(job, processes):
+            data = config.data
             for path, session in zip(args.sessions, sessions, strict=True):
-                binned, state = describe(session, config.data, config.model.window)
+                binned, state = describe(session, data, config.model.window)
+                data = after(data, state)
                 recordings.append(to_recording(binned, state))
                 sources[state.session] = str(Path(path).resolve())
             if finished(job, config, recordings):

@@ -1,84 +1,34 @@
-"""Folders in ALF, the IBL's file naming: which file holds what, spikes of all probes, the wheel.
+"""Folders in ALF, the IBL's file naming, as arrays: spikes of all probes, trials, the wheel.
 
-A file is `[_namespace_]object.attribute[_timescale][.more].extension`, here npy, pqt or csv, below
-the session's folder. Of several of one name those in `alf/` come before others, and those in a
-revision folder (`#2024-05-06#`), the newest first, before those in none.
+`neds.data.alf_files` says which file holds what and which of several counts.
 """
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from neds.data.alf_files import alf_files, sortings
 from neds.data.build import Builder, Columns, texts
 from neds.data.checks import as_integers
 from neds.data.reader import needed
 from neds_rt.errors import BadInput
 
-NAME = re.compile(r"(?:_(?P<space>\w+?)_)?(?P<object>[A-Za-z0-9]+)\.(?P<attribute>[A-Za-z0-9_]+)"
-                  r"(?:\.[^.]+)*\.(?P<suffix>npy|pqt|csv|json)")
-REVISION = re.compile(r"#(.+)#")
 MAX_CLUSTER = 10_000_000  # a table of units has a row for each number up to the largest
-OBJECTS = ("spikes", "clusters", "channels", "trials", "wheel", "leftCamera", "rightCamera",
-           "session", "behaviour")
-USED = {"spikes": ("times", "clusters"), "leftCamera": ("times", "ROIMotionEnergy"),
-        "rightCamera": ("times", "ROIMotionEnergy"), "wheel": ("timestamps", "position")}
 WHEEL_HZ, WHEEL_CUTOFF_HZ, WHEEL_ORDER = 1000.0, 20.0, 8
-
-
-@dataclass(frozen=True)
-class AlfFile:
-    """One file of a folder: `place` is its folder below the session, revisions taken out."""
-
-    path: Path
-    place: str
-    object: str
-    attribute: str
-    revision: str
-
-
-def alf_files(folder: Path) -> list[AlfFile]:
-    """Every file below a session's folder that a reader of sessions uses, the preferred first."""
-    found = []
-    for path in folder.rglob("*.*"):
-        match = NAME.fullmatch(path.name)
-        if match is None or not path.is_file() or not wanted(match):
-            continue
-        parts = path.parent.relative_to(folder).parts
-        plain = [part for part in parts if not REVISION.fullmatch(part)]
-        revision = next((part for part in parts if REVISION.fullmatch(part)), "")
-        found.append(AlfFile(path, "/".join(plain), match["object"], _attribute(match), revision))
-    found.sort(key=lambda f: str(f.path))
-    found.sort(key=lambda f: f.revision, reverse=True)
-    return sorted(found, key=lambda f: (not f.place.startswith("alf"), f.place.count("/")))
-
-
-def wanted(match: re.Match[str]) -> bool:
-    """Whether a file whose name gave this match of `NAME` is one that a reader of sessions uses."""
-    name, attribute = match["object"], _attribute(match)
-    if name.startswith("behaviour") and match["space"] == "neds":
-        return True
-    return name in OBJECTS and attribute in USED.get(name, (attribute,))
-
-
-def _attribute(match: re.Match[str]) -> str:
-    """The attribute without its timescale; a trials column such as stimOn_times keeps it."""
-    text = match["attribute"]
-    return text if match["object"] == "trials" else text.partition("_")[0]
 
 
 class Alf:
     """The files of one session. Arrays are loaded by object and attribute, None where absent."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, revision: str = "") -> None:
         if not folder.is_dir():
             raise BadInput(folder, "folder", "nothing there", "a session in ALF")
-        self.folder, self.files = folder, alf_files(folder)
+        self.folder, self.files = folder, alf_files(folder, revision)
 
     def find(self, object: str, attribute: str, place: str | None = None) -> Path | None:
         """The preferred file of an attribute, in one folder or in any."""
@@ -136,16 +86,12 @@ def probes_of(
 
     A probe whose files do not fit together is left out. Raises `BadInput` when none is left.
     """
-    places = list(dict.fromkeys(f.place for f in alf.files
-                                if (f.object, f.attribute) == ("spikes", "times")))
-    seen: set[str] = set()
+    found = sortings(alf.files)
     parts, done = [], 0
-    for place in places:
-        probe = next((p for p in place.split("/") if p.startswith("probe")), place or "probe00")
-        if probe in seen:
-            build.drop("column", f"{place}/spikes", f"another sorting of {probe} comes first")
-            continue
-        seen.add(probe)
+    for probe, (place, *others) in found.items():
+        for other in others:
+            build.drop("column", f"{other}/spikes",
+                       f"another sorting of {probe} comes first, that in {place}")
         try:
             times, unit, columns, more = _probe(alf, place, probe, build)
         except BadInput as error:
@@ -154,7 +100,7 @@ def probes_of(
         parts.append((times, unit + np.int32(done) if done else unit, columns, more))
         done += len(columns["cluster"])
     if not parts:
-        raise BadInput(alf.folder, "spikes", f"{len(places)} probes, none usable",
+        raise BadInput(alf.folder, "spikes", f"{len(found)} probes, none usable",
                        "spikes.times and spikes.clusters")
     columns, more = (_joined([part[i] for part in parts]) for i in (2, 3))
     times, unit = parts[0][:2]  # an hour's spikes are hundreds of megabytes: no copy without need
@@ -246,11 +192,24 @@ def _regions(
     if ids is not None:
         try:
             atlas = needed("iblatlas.regions", "ibl", probe).BrainRegions()
-            return texts(atlas.id2acronym(np.asarray(ids, np.int64)))
+            regions = one_by_one(np.asarray(ids, np.int64), atlas.id2acronym)
+            if lost := int((regions == "").sum()):
+                build.drop("column", f"{probe} region", "number is none of the Allen atlas", lost)
+            return regions
         except (BadInput, ValueError, IndexError, KeyError) as error:
             reason = f"regions are numbers of the Allen atlas, unknown: {error}"
     build.drop("column", f"{probe} region", reason)
     return np.full(n, "")
+
+
+def one_by_one(names: NDArray[Any], mapped: Callable[[Any], Any]) -> NDArray[np.str_]:
+    """Each of (n,) names or numbers as an atlas maps it, "" where it does not know it.
+
+    The atlas leaves out what it does not know and returns the rest, so it is asked for each alone.
+    """
+    known, place = np.unique(names, return_inverse=True)
+    found = [mapped(known[i : i + 1]) if known[i] != "" else [] for i in range(len(known))]
+    return texts([row[0] if len(row) else "" for row in found])[place]
 
 
 def wheel_velocity(

@@ -9,6 +9,7 @@ where windows overlap or start between bins, the trial moves, its times with it 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from neds.data.alf import Alf, probes_of, trials_of, wheel_velocity
-from neds.data.build import Builder, Columns, texts
+from neds.data.alf import Alf, one_by_one, probes_of, trials_of, wheel_velocity
+from neds.data.alf_files import chosen
+from neds.data.build import Builder, Columns
 from neds.data.checks import naming
 from neds.data.ibl_trials import (
     BIN_S,
@@ -36,19 +38,22 @@ from neds_rt.errors import BadInput
 
 FORMS = ("continuous", "trials")
 CHOICES, BLOCKS = (-1.0, 1.0), (0.2, 0.5, 0.8)
+DATE = re.compile(r"\d{4}-\d\d-\d\d[a-z]?")
 Trace = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 
 class IblOptions(EventOptions, frozen=True, kw_only=True):
     """form: continuous or trials. bugs: switches of `neds.data.ibl_trials.BUGS`, or all (form
     trials). min_rate_hz: units above it in the trials' windows (form trials; the paper has 2 or 5).
-    regions: beryl for the Beryl atlas's names. mode: local or remote, cache: ONE's folder, host:
-    the database (for session ids; see `neds.data.ibl_one`)."""
+    regions: beryl for the Beryl atlas's names. revision: a date, the newest revision of a file not
+    after it counts. mode: local or remote, cache: ONE's folder, host: the database (for session
+    ids; see `neds.data.ibl_one`)."""
 
     form: str = "continuous"
     bugs: str = ""
     min_rate_hz: float = 0.0
     regions: str = ""
+    revision: str = ""
     mode: str = "remote"
     cache: str = ""
     host: str = "https://openalyx.internationalbrainlab.org"
@@ -62,6 +67,8 @@ def ibl_reader(preset: str | None, words: Sequence[str]) -> Reader:
     if options.form not in FORMS or options.regions not in ("", "beryl"):
         raise BadInput("ibl reader", "options", f"form={options.form} regions={options.regions}",
                        f"form {' or '.join(FORMS)}, regions beryl")
+    if options.revision and not DATE.fullmatch(options.revision):
+        raise BadInput("ibl reader", "revision", repr(options.revision), "a date as 2024-05-06")
     if bugs_of(options.bugs) and options.form != "trials":
         raise BadInput("ibl reader", "bugs", options.bugs, "form=trials beside it")
     from neds.data.ibl_one import session_folder
@@ -71,7 +78,8 @@ def ibl_reader(preset: str | None, words: Sequence[str]) -> Reader:
         return read_alf(session_folder(source, options), options, session=name)
 
     def files(source: str) -> list[Path]:
-        return [file.path for file in Alf(session_folder(source, options)).files]
+        folder = session_folder(source, options)
+        return [file.path for file in chosen(Alf(folder, options.revision).files)]
 
     return Reader(read=read, files=files)
 
@@ -82,7 +90,7 @@ def read_alf(folder: str | Path, options: IblOptions | None = None, session: str
     Its name is `session`, or SUBJECT_DATE_NUMBER of a folder .../SUBJECT/DATE/NUMBER.
     """
     path, options = Path(folder), options or IblOptions()
-    alf = Alf(path)
+    alf = Alf(path, options.revision)
     with naming(path):
         own = _own(alf)
         parts = path.resolve().parts[-3:]
@@ -112,12 +120,12 @@ def _own(alf: Alf) -> dict[str, Any]:
 
 
 def _beryl(regions: NDArray[Any], build: Builder) -> NDArray[Any]:
+    """The Beryl atlas's region of each unit, unknown where the Allen atlas has no such acronym."""
     atlas = needed("iblatlas.regions", "ibl", build.session).BrainRegions()
-    known = regions != ""
-    out = regions.astype(object)
-    if known.any():
-        out[known] = atlas.acronym2acronym(regions[known], mapping="Beryl")
-    return texts(out)
+    out = one_by_one(regions, lambda name: atlas.acronym2acronym(name, mapping="Beryl"))
+    build.report.add_rows("column", build.session, (out == "") & (regions != ""),
+                          "region is none of the Allen atlas")
+    return out
 
 
 def _traces(alf: Alf, build: Builder, bugs: frozenset[str] = frozenset()) -> dict[str, Trace]:
@@ -125,7 +133,7 @@ def _traces(alf: Alf, build: Builder, bugs: frozenset[str] = frozenset()) -> dic
     found: dict[str, Trace] = {}
     views = ("rightCamera",) if "whisker" in bugs else ("leftCamera", "rightCamera")
     for name, loads in (("wheel", [lambda: _wheel(alf)]),
-                        ("whisker", [lambda v=v: _whisker(alf, v) for v in views])):
+                        ("whisker", [lambda v=v: _whisker(alf, build, v) for v in views])):
         for attempt in loads:
             try:
                 found[name] = attempt()
@@ -145,7 +153,7 @@ def _wheel(alf: Alf) -> Trace:
     return at, np.abs(velocity)
 
 
-def _whisker(alf: Alf, view: str) -> Trace:
+def _whisker(alf: Alf, build: Builder, view: str) -> Trace:
     times, energy = alf.load(view, "times"), alf.load(view, "ROIMotionEnergy")
     if times is None or energy is None:
         raise BadInput(view, "files", "absent", f"{view}.times and {view}.ROIMotionEnergy")
@@ -156,8 +164,12 @@ def _whisker(alf: Alf, view: str) -> Trace:
     times = times[len(times) - len(energy):]  # frames are lost at the start of a recording
     known = np.isfinite(times)
     times, energy = times[known], energy[known]
+    if not len(times):
+        raise BadInput(view, "times", "no frame with a time", "times in seconds")
     if (np.diff(times) < 0).any():
         raise BadInput(view, "times", "unsorted", "rising times")
+    if not known.all():
+        build.drop("bin", "whisker", "time stamp is not a number", int((~known).sum()))
     return times, energy
 
 
@@ -219,7 +231,10 @@ def _trial_session(
     traces, kept, more_reasons, left_out = settle(cut, kept, bugs)
     for name, reason in left_out.items():
         build.drop("behaviour", name, reason)
-    counts = trial_counts(times, unit, len(columns["cluster"]), window)
+    real = np.isfinite(times)
+    if not real.all():
+        build.drop("spike", "spikes", "time is not a number of seconds", int((~real).sum()))
+    counts = trial_counts(times[real], unit[real], len(columns["cluster"]), window)
     columns, counts = _units(build, options, counts, kept, columns, more)
     _drop_trials(build, kept, reasons + more_reasons)
     first = _places(window[kept, 0])

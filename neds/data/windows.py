@@ -58,27 +58,42 @@ def split(
 
 
 def split_trials(
-    binned: Binned, session: str, fractions: Sequence[float] = (0.7, 0.1, 0.2), seed: int = 42
+    binned: Binned, session: str, fractions: Sequence[float] = (0.7, 0.1, 0.2), seed: int = 42,
+    before: Sequence[int] | None = None,
 ) -> dict[str, list[int]]:
     """Deal the trials of a trial-aligned recording to the parts at random: part -> run numbers.
 
     For comparison with published numbers only: behind a random split a test trial has neighbours in
     training, and whatever drifts slowly is known. The permutation depends on `seed` and the
-    session's name alone. Raises `BadInput` for a recording that is not made of short runs, or when
-    a part gets no trial.
+    session's name alone; with `before` it is the one that the NEDS release draws, from one
+    generator for all its sessions, after sessions of so many trials. Raises `BadInput` for a
+    recording that is not made of short runs, or when a part gets no trial.
     """
     runs = binned.runs()
     longest = int((runs[:, 1] - runs[:, 0]).max())
     if longest > SHORT_RUN * len(binned):
         raise BadInput("split", "random", f"a run of {longest} of {len(binned)} bins",
                        "a trial-aligned recording of many short runs")
-    order = np.random.default_rng([seed, zlib.crc32(session.encode())]).permutation(len(runs))
-    cuts = [int(share * len(runs) + 1e-9) for share in np.cumsum(fractions)[:2]]
+    shares = np.cumsum(fractions)[:2]
+    if before is None:
+        own = np.random.default_rng([seed, zlib.crc32(session.encode())])
+        order, cuts = own.permutation(len(runs)), [int(s * len(runs) + 1e-9) for s in shares]
+    else:  # the release's cuts are one trial lower where 0.7 * n is rounded down
+        order = _release_order(len(runs), seed, before)
+        cuts = [int(s * len(runs)) for s in shares.round(12)]
     parts = dict(zip(Split._fields, np.split(order, cuts), strict=True))
     for name, share in zip(Split._fields, fractions, strict=True):
         if share > 0 and not len(parts[name]):
             raise BadInput("split", f"{name} part", f"no trial left of {len(runs)}", "more trials")
     return {name: sorted(part.tolist()) for name, part in parts.items()}
+
+
+def _release_order(n: int, seed: int, before: Sequence[int]) -> NDArray[np.int64]:
+    """The release's order of a session's n trials, after those of the sessions before it."""
+    generator = np.random.RandomState(seed)  # as the release draws
+    for trials in before:
+        generator.permutation(trials)
+    return np.asarray(generator.permutation(n), np.int64)
 
 
 def _between_runs(binned: Binned, row: int) -> int:

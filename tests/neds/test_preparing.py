@@ -77,8 +77,9 @@ def test_killed_and_resumed(tmp_path):
     out = tmp_path / "out"
     code = ("import sys; from pathlib import Path; from neds.preparing import Job, prepare\n"
             f"prepare({files!r}, Job('odd', {ODD.maker!r}), Path({str(out)!r}))")
-    process = subprocess.Popen([sys.executable, "-c", code], env={**os.environ,
-                                                                 "PYTHONPATH": os.getcwd()})
+    path = os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")])
+    process = subprocess.Popen([sys.executable, "-c", code],
+                               env={**os.environ, "PYTHONPATH": path})
     try:
         while not (tmp_path / "in" / "s2.waiting").exists():
             assert process.poll() is None

@@ -1,5 +1,8 @@
 """IBL sessions: ALF folders, the paper's preprocessing item by item, and ONE in local mode."""
 
+import shutil
+from uuid import UUID
+
 import numpy as np
 import pytest
 
@@ -7,10 +10,10 @@ from neds.data.alf import Alf, wheel_velocity
 from neds.data.alf_write import write_alf
 from neds.data.dropped import dropped
 from neds.data.ibl import IblOptions, ibl_reader, read_alf
-from neds.data.ibl_one import PAPER_TEST
+from neds.data.ibl_one import LISTS
 from neds.data.ibl_trials import BINS, settle, trial_traces
 from neds.data.presets import read_preset
-from neds_rt.errors import BadInput, StartError
+from neds_rt.errors import BadInput
 from tests.neds.alf_cases import BAD, DATE, SUBJECT, TRIALS, make_alf, trials_table
 from tests.neds.conftest import make_session
 from tests.neds.reader_cases import event_session, same
@@ -180,18 +183,73 @@ def test_missing_and_broken_files_degrade(tmp_path):
         read_alf(folder)
 
 
-def test_revisions_and_sortings(tmp_path):
+def add_sorting(at, unit):
+    """Write a sorting of two spikes, of cluster `unit`."""
+    at.mkdir(parents=True, exist_ok=True)
+    np.save(at / "spikes.times.npy", np.array([1.0, 2.0]))
+    np.save(at / "spikes.clusters.npy", np.array([unit, unit]))
+
+
+def first_probe(folder, *words):
+    units = ibl_reader(None, words).read(str(folder)).units
+    return units.cluster[units.probe == "probe00"].tolist()
+
+
+def test_revisions(tmp_path):
     folder = make_alf(tmp_path)
     at = folder / "alf" / "probe00" / "pykilosort"
     for name, unit in (("#2024-01-01#", 1), ("#2025-01-01#", 2)):
-        (at / name).mkdir()
-        np.save(at / name / "spikes.times.npy", np.array([1.0, 2.0]))
-        np.save(at / name / "spikes.clusters.npy", np.array([unit, unit]))
-    session = read_alf(folder)
-    mine = session.units.probe == "probe00"
-    assert session.units.cluster[mine].tolist() == [2]
+        add_sorting(at / name, unit)
+    assert first_probe(folder) == [2]
+    assert first_probe(folder, "revision=2025-01-01") == [2]
+    assert first_probe(folder, "revision=2024-12-31") == [1]
+    assert first_probe(folder, "revision=2024-01-01") == [1]
+    assert first_probe(folder, "revision=2023-12-31") == [0, 1, 2, 3, 5]
     assert {f.revision for f in Alf(folder).files if f.place.startswith("alf/probe00")} == {
         "", "#2024-01-01#", "#2025-01-01#"}
+    read = ibl_reader(None, []).files(str(folder))
+    assert at / "#2025-01-01#" / "spikes.times.npy" in read
+    assert not {at / "spikes.times.npy", at / "#2024-01-01#" / "spikes.times.npy"} & set(read)
+
+
+def test_several_sortings_of_one_probe(tmp_path):
+    folder = make_alf(tmp_path)
+    probe = folder / "alf" / "probe00"
+    add_sorting(probe, 1)
+    add_sorting(probe / "ks2_matlab", 2)
+    assert first_probe(folder) == [0, 1, 2, 3, 5]  # pykilosort's, deeper than that of probe00
+    shutil.rmtree(probe / "pykilosort")
+    assert first_probe(folder) == [1]
+    add_sorting(probe / "iblsorter", 3)
+    add_sorting(probe / "pykilosort" / "#2025-01-01#", 4)
+    session = ibl_reader(None, []).read(str(folder))
+    assert session.units.probe.tolist() == ["probe00"] + ["probe01"] * 5
+    assert session.units.cluster[0] == 3
+    others = [d for d in drops(session, "column") if "another sorting" in d.reason]
+    assert [d.name for d in others] == [f"alf/probe00{place}/spikes" for place in
+                                        ("/pykilosort", "", "/ks2_matlab")]
+    assert all(d.reason.endswith("that in alf/probe00/iblsorter") for d in others)
+
+
+@pytest.mark.parametrize(("file", "values"), [
+    ("brainLocationIds_ccf_2017", [382, 10703, 123456789, 0, 382, 997]),
+    ("brainLocationAcronyms_ccf_2017", ["CA1", "DG-mo", "Atlantis", "void", "CA1", "root"])])
+def test_regions_of_the_beryl_atlas(tmp_path, file, values):
+    pytest.importorskip("iblatlas.regions")
+    folder = make_alf(tmp_path)
+    at = folder / "alf" / "probe00" / "pykilosort"
+    (at / "channels.brainLocationAcronyms_ccf_2017.npy").unlink()
+    np.save(at / f"channels.{file}.npy", np.repeat(values, 2))  # a cluster on every other channel
+    plain = ibl_reader(None, []).read(str(folder))
+    fine = [str(v) if file.startswith("brainLocationA") else "" for v in values]
+    assert plain.units.region[:3].tolist() == ["CA1", "DG-mo", fine[2]]
+    session = ibl_reader(None, ["regions=beryl"]).read(str(folder))
+    first = session.units.probe == "probe00"
+    assert session.units.cluster[first].tolist() == [0, 1, 2, 3, 5]
+    assert session.units.region[first].tolist() == ["CA1", "DG", "", "void", "root"]
+    assert set(session.units.region[~first]) == {""}  # no histology
+    unknown = [d for d in drops(session, "column") if "none of the Allen atlas" in d.reason]
+    assert [(d.name, d.count) for d in unknown] == [("2" if fine[2] else "probe00 region", 1)]
 
 
 def test_parquet_tables(tmp_path):
@@ -276,28 +334,21 @@ def test_real_fixtures_through_one(recordings, tmp_path):
     assert {"wheel", "choice", "block"} <= set(session.behaviours)
     assert {p.name for p in reader.files(eid)} >= {"spikes.times.npy", "_ibl_wheel.position.npy"}
     same(session, read_alf(folder, session=eid))
-    with pytest.raises(BadInput, match=r"unknown id|an id, or an answer"):
+    with pytest.raises(BadInput, match=r"unknown id|an id that"):
         reader.read("00000000-0000-0000-0000-000000000000")
 
 
-def test_one_without_network_or_tables(tmp_path):
-    pytest.importorskip("one.api")
-    eid = "d23a44ef-1402-4ed7-97f5-47e9a7a504d9"
-    with pytest.raises(BadInput, match=r"sessions\.pqt"):
-        ibl_reader(None, ["mode=local", f"cache={tmp_path}"]).read(eid)
-    host = "http://127.0.0.1:9"  # nothing listens on the discard port
-    with pytest.raises(StartError, match=f"{host} is needed.*mode=local cache="):
-        ibl_reader(None, [f"host={host}", f"cache={tmp_path}"]).read(eid)
-
-
 @pytest.mark.parametrize("words", [["form=film"], ["bugs=all"], ["form=trials", "bugs=wings"],
-                                   ["regions=cosmos"], ["colour=red"]])
+                                   ["regions=cosmos"], ["revision=may"], ["colour=red"]])
 def test_refused_options(words):
     with pytest.raises(BadInput):
         ibl_reader(None, words)
 
 
-def test_the_papers_test_list():
-    eids = PAPER_TEST.read_text().split()
-    assert len(set(eids)) == len(eids) == 10
-    assert all(len(eid) == 36 for eid in eids)
+def test_the_papers_lists():
+    eids = {name: path.read_text().split() for name, path in LISTS.items()}
+    assert {name: len(set(ids)) for name, ids in eids.items()} == {
+        "paper-train": 74, "paper-test": 10}
+    both = [str(UUID(eid)) for ids in eids.values() for eid in ids]
+    assert len(both) == len(set(both)) == 84
+    assert both == [eid for ids in eids.values() for eid in ids]

@@ -12,6 +12,7 @@ from neds.data.session import Behaviour, Counts, Session, Units
 from neds.data.synthetic import synthetic_session
 from neds.data.windows import fit_scaling, split_trials
 from neds.dataset import describe, to_recording
+from neds.drops import usable
 from neds.evaluate import evaluate
 from neds.reference import ReferenceNeds
 from neds.reference_config import PADDING, ReferenceBatch, ReferenceConfig
@@ -281,6 +282,29 @@ def test_a_random_split_deals_whole_trials_and_repeats():
         recording.part("test")
 
 
+def test_the_releases_split_goes_on_from_session_to_session():
+    trials = {"a": 120, "b": 90, "c": 33}
+    made = [trial_session(name, trials=n) for name, n in trials.items()]
+    one_for_all = np.random.RandomState(42)
+    expected = []
+    for n in trials.values():  # 0.7 * 90 is below 63
+        order = one_for_all.choice(np.arange(n), n, replace=False)
+        expected.append({"train": sorted(order[:int(0.7 * n)]),
+                         "val": sorted(order[int(0.7 * n):int(0.8 * n)]),
+                         "test": sorted(order[int(0.8 * n):])})
+    assert len(expected[1]["train"]) == 62
+    data = DataConfig(split="release", fractions=(0.7, 0.1, 0.2))
+    alone = [prepared(session, split="release").state.trials for session in made]
+    assert alone[0] == expected[0]
+    assert alone[1] != expected[1]
+    assert prepared(made[2], split="release", split_before=[120, 90]).state.trials == expected[2]
+    config = RunConfig(data=data, model=ModelConfig(window=BINS))
+    recordings, _ = usable(made, config, gap_bins=0)
+    assert [recording.state.trials for recording in recordings] == expected
+    assert data.split_before == []
+    assert prepared(made[0], split="random").state.trials != expected[0]
+
+
 def test_with_a_random_split_all_that_is_fitted_sees_training_trials_only():
     session = trial_session()
     recording = prepared(session, split="random")
@@ -321,7 +345,9 @@ def test_min_max_scaling_is_fitted_on_training_rows():
     assert (low.tolist(), spread.tolist()) == ([1.0], [1.0])
 
 
-@pytest.mark.parametrize("fields", [{"split": "shuffled"}, {"scaling": "none"}, {"split_seed": -1}])
+@pytest.mark.parametrize("fields", [{"split": "shuffled"}, {"scaling": "none"}, {"split_seed": -1},
+                                    {"split_seed": 2**32, "split": "release"},
+                                    {"split_before": [0]}])
 def test_data_switches_that_are_none(fields):
     with pytest.raises(BadInput, match=f"data.{next(iter(fields))}"):
         check(RunConfig(data=DataConfig(**fields)), "recipe")
