@@ -27,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from neds_rt.access_options import add_access_arguments
 
     parser.add_argument("session", metavar="SESSION.h5|X.nwb|RECORDING",
-                        help="session of `neds prepare`, NWB file with sorted units, or folder of `neds-rt serve --record`")
+                        help="session of `neds prepare`, NWB file with sorted units, or folder of "
+                        "`neds-rt serve --record`")
     parser.add_argument("--verify", action="store_true",
                         help="replay a RECORDING offline and compare every decode")
     parser.add_argument("--engine", metavar="NAME[:PRECISION]",
