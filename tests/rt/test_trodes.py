@@ -11,6 +11,7 @@ import pytest
 
 from neds_rt.errors import BadInput
 from neds_rt.sources import open_source
+from neds_rt.sources.trodes import MAX_PART_BYTES
 from neds_rt.sources.units import UnitMap
 from tests.rt.foreign import Rig, free_port, units_of
 from tests.rt.serving import Serving, small_bundle, wait_for
@@ -84,6 +85,22 @@ def test_a_stream_that_is_offered_later_is_found_and_followed_to_another_port():
             assert live.counted["gaps"] == 1
             assert len(live.bins) > before
             live.assert_exact()
+
+
+def test_a_message_too_long_costs_a_gap_and_the_stream_is_heard_again():
+    with TrodesTwin(FEED) as twin, rig(twin) as live:
+        twin.play(0, 60_000)
+        live.take(twin.messages)
+        twin.send(bytes(MAX_PART_BYTES + 1))
+        live.take_until(lambda: twin._spikes.poll(0))
+        assert twin._spikes.recv() == b"\0"  # the subscription ended, and then comes again
+        live.take_until(lambda: twin._spikes.poll(0))
+        assert twin._spikes.recv() == b"\1"
+        twin.play(60_000, END)
+        live.take(twin.messages - 1)
+        assert live.trouble == {"interruptions": 1}
+        assert live.counted["gaps"] == 1
+        live.assert_exact()
 
 
 def test_no_network_is_said_and_waited_for():
