@@ -257,7 +257,8 @@ def test_planted_machine_states_are_found(tmp_path):
 
 
 @pytest.mark.parametrize("options", [
-    ["--ports=x"], ["--ports=9-1"], ["--seconds=0"], ["--host=10.0.0.1"], ["--units=x"]])
+    ["--ports=x"], ["--ports=9-1"], ["--seconds=0"], ["--host=10.0.0.1"], ["--units=x"],
+    ["--host=a..b", "--insecure"], ["--host=a b", "--insecure"]])
 def test_bad_options_are_refused(options, capsys):
     assert main(["doctor", *options]) == 2
     assert capsys.readouterr().err.count("\n") == 1

@@ -9,8 +9,10 @@ import msgspec
 import numpy as np
 import pytest
 
+from neds_rt.curve import Access
 from neds_rt.errors import BadInput
 from neds_rt.sources import open_source
+from neds_rt.sources.frame import Frame
 from neds_rt.sources.trodes import MAX_PART_BYTES
 from neds_rt.sources.units import UnitMap
 from tests.rt.foreign import Rig, free_port, units_of
@@ -129,6 +131,19 @@ def test_a_directory_that_answers_oddly_is_counted_and_asked_again(spoil):
         wait_for(lambda: source.tend() and source.counters["bad_answers"] >= 2)
         assert "answers oddly" in source.tend()
         twin.spoil = b""
+        wait_for(lambda: source.tend().startswith("connected to"))
+        source.close()
+
+
+@pytest.mark.parametrize("endpoint", ["tcp://a b:5", "tcp://-:5", "tcp://a..b:5"])
+def test_an_endpoint_that_cannot_be_dialled_is_counted_and_asked_for_again(endpoint):
+    with TrodesTwin(FEED) as twin:
+        good, twin.names["source.spikes"] = twin.names["source.spikes"], endpoint
+        source = open_source("a", f"trodes://127.0.0.1:{twin.port}", access=Access(insecure=True),
+                             units=UnitMap(units_of(FEED)))
+        wait_for(lambda: source.tend() and source.counters["bad_answers"] >= 2)
+        assert not source.receive(Frame())
+        twin.names["source.spikes"] = good
         wait_for(lambda: source.tend().startswith("connected to"))
         source.close()
 

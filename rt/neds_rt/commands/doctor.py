@@ -47,10 +47,12 @@ def run(args: argparse.Namespace) -> int:
     from neds_rt.doctor.machine import machine_checks
     from neds_rt.endpoints import check_endpoint
     from neds_rt.errors import BadInput
+    from neds_rt.sources.address import check_host
 
     if not 0 < args.seconds <= 600:
         raise BadInput("--seconds", "value", args.seconds, "above 0, at most 600")
     ports = _ports(args.ports)
+    check_host("--host", args.host)
     check_endpoint("--host", f"tcp://{args.host}:1", insecure=args.insecure)
     units = _units(args)
     checks = [] if args.no_machine else machine_checks()
