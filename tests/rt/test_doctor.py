@@ -13,6 +13,7 @@ from neds_rt.cli import main
 from neds_rt.doctor import machine
 from neds_rt.doctor.ports import who_listens
 from tests.rt.foreign import free_port, units_of
+from tests.rt.raw_band import CHANNELS, templates
 from tests.rt.serving import MODALITIES, SHAPE
 from tools.twins.feed import gui_blocks, random_feed
 from tools.twins.oebroadcast import EventBroadcaster
@@ -89,6 +90,46 @@ def test_a_planted_mistake_is_found(capsys, options, sizes, wrong, advice):
     assert code == (4 if "fail" in wrong.values() else 0)
 
 
+@pytest.mark.parametrize(("channels", "asked", "status", "advice"), [
+    (384, "mode=threshold", "ok", ""),
+    (384, "mode=threshold&channels=384", "ok", ""),
+    (383, "mode=threshold&channels=384", "fail", "select all"),
+    (385, "mode=threshold&channels=384", "fail", "select the 384"),
+    (0, "mode=threshold", "fail", "select all"),
+    (0, "watermark=spikes", "ok", ""),
+])
+def test_channels_are_judged_by_the_uri(capsys, channels, asked, status, advice):
+    with ZmqInterface(FEED, port=free_port(), hwm=0, channels=channels) as twin, playing(twin):
+        _, checks = doctor(capsys, [twin.port + 1],
+                           f"--probe=a=oe://127.0.0.1:{twin.port}?{asked}")
+    found = checks[f"port {twin.port} channels"]
+    assert found["status"] == status
+    assert advice in found["advice"]
+    if asked.startswith("mode"):  # the source finds spikes itself
+        assert f"port {twin.port} spikes" not in checks
+
+
+def test_a_raw_plugin_with_all_that_it_needs_has_nothing_to_change(capsys, tmp_path):
+    path = tmp_path / "a.templates"
+    path.write_bytes(templates().encode())
+    with ZmqInterface(FEED, port=free_port(), hwm=0, channels=CHANNELS) as twin, playing(twin):
+        code, checks = doctor(
+            capsys, [twin.port, twin.port + 1],
+            f"--probe=a=oe://127.0.0.1:{twin.port}?mode=templates&templates={path}")
+    assert (code, statuses(checks)) == (0, {})
+    assert checks[f"port {twin.port} channels"]["found"] == f"all {CHANNELS} channels selected"
+
+
+def test_a_block_without_a_rate_is_counted_and_survived(capsys):
+    content = {"stream": "ProbeA-AP", "channel_num": 0, "num_samples": 690, "sample_num": 1,
+               "sample_rate": 0.0}
+    header = json.dumps({"message_num": 1, "type": "data", "content": content}).encode()
+    with ZmqInterface(FEED.until(0), port=free_port(), hwm=0, channels=0) as twin, \
+            playing(twin, also=header):
+        _, checks = doctor(capsys, [twin.port, twin.port + 1])
+    assert checks[f"port {twin.port} messages"]["found"].startswith("bad_field ")
+
+
 def test_no_detector_no_sorter_and_a_second_stream_are_found(capsys):
     feed = random_feed(n_units=3, rate_hz=20.0, seconds=20.0, seed=7)
     feed.cluster[:] = 0
@@ -111,7 +152,7 @@ def test_two_plugins_that_collide_are_found(capsys):
           EventBroadcaster(FEED, port=port + 1, hwm=0) as other, playing(twin), playing(other)):
         code, checks = doctor(capsys, [port, port + 1])
     assert "PUB on port" in checks[f"port {port} heartbeat"]["found"]
-    assert checks[f"port {port + 1}"]["found"].startswith("Event Broadcaster, ")
+    assert checks[f"port {port + 1}"]["found"].startswith("Event Broadcaster 0.2 or 0.3, JSON, ")
     assert "ZMQ Interface" in checks[f"port {port + 1} losses"]["advice"]
     assert code == 0
 
@@ -140,7 +181,7 @@ def test_a_trodes_network_is_followed_to_its_spikes(capsys):
     with TrodesTwin(FEED) as twin, spiking(twin):
         code, checks = doctor(capsys, [twin.port])
     where = f"port {twin.port}"
-    assert checks[where]["found"] == "directory of a Trodes network"
+    assert checks[where]["found"].startswith("directory of a Trodes network, ")
     assert "spikes of 6 units at tcp://127.0.0.1:" in checks[f"{where} spikes"]["found"]
     assert (code, statuses(checks)) == (0, {f"{where} losses": "warn"})
 
@@ -258,7 +299,11 @@ def test_planted_machine_states_are_found(tmp_path):
 
 @pytest.mark.parametrize("options", [
     ["--ports=x"], ["--ports=9-1"], ["--seconds=0"], ["--host=10.0.0.1"], ["--units=x"],
-    ["--host=a..b", "--insecure"], ["--host=a b", "--insecure"]])
+    ["--host=a..b", "--insecure"], ["--host=a b", "--insecure"], ["--probe=a"],
+    ["--probe=a=oe://127.0.0.2"], ["--probe=a=oo://127.0.0.1"], ["--probe=a=zmq+ipc:///tmp/x"],
+    ["--probe=a=oe://127.0.0.1?mode=other"], ["--probe=a=oe://127.0.0.1", "--probe=b"],
+    ["--probe=a=oe://127.0.0.1", "--probe=b=oe://127.0.0.1"],
+    ["--probe=a=oe://127.0.0.1?mode=threshold&templates=x"]])
 def test_bad_options_are_refused(options, capsys):
     assert main(["doctor", *options]) == 2
     assert capsys.readouterr().err.count("\n") == 1
