@@ -161,9 +161,9 @@ def _unit_checks(one: Found, asked: Asked | None, units: UnitMap | None) -> list
     """Compare the units that were heard on a port with those of the bundle."""
     listened = one.network or one.heard
     names = listened.names if listened is not None else None
-    mine = asked.units if asked is not None and asked.units is not None else units
-    if not names or mine is None:
+    if names and asked is not None:
+        names, units = asked.names(names), asked.units
+    if not names or units is None:
         return []
-    if asked is not None:
-        names = asked.names(names)
-    return [unit_check(mine, names)] if names else []
+    name = "units" if asked is None else f"port {asked.port} units"
+    return [unit_check(units, names, name)]

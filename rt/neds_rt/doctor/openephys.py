@@ -115,7 +115,7 @@ def broadcaster_checks(port: int, heard: Heard, asked: Asked | None = None) -> l
     return checks + stream_check(where, asked, set(heard.streams))
 
 
-def unit_check(units: UnitMap, names: Counter[tuple[str, str, int]]) -> Check:
+def unit_check(units: UnitMap, names: Counter[tuple[str, str, int]], name: str) -> Check:
     """Compare what was heard with the units of a bundle."""
     for (stream, electrode, sorted_id), n in names.items():
         if units.number(stream, electrode, sorted_id) < 0:
@@ -124,10 +124,10 @@ def unit_check(units: UnitMap, names: Counter[tuple[str, str, int]]) -> Check:
     found = (f"{report['heard']} of {report['units']} units heard, {len(report['missing'])} that "
              f"nothing can mean, {report['unknown_spikes']} spikes of unknown units")
     if report["heard"] and not report["unknown_spikes"] and not report["missing"]:
-        return Check("units", "ok", found)
+        return Check(name, "ok", found)
     first = report["first_unknown"] or report["missing"][:1]
     advice = f"put {first[0]} into the unit map (--units)" if first else "listen longer (--seconds)"
-    return Check("units", "warn" if report["heard"] else "fail", found, advice)
+    return Check(name, "warn" if report["heard"] else "fail", found, advice)
 
 
 def _heartbeat(port: int, next_port: str) -> Check:
