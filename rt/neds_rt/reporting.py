@@ -216,11 +216,13 @@ class StatusBoard:
             silent = missing or (age is not None and age > self._silent_s)
             state = "waiting" if age is None else "silent" if silent else "live"
             counters = {} if source is None else source.counters
-            odd = {kind: n for kind, n in counters.items() if n}
+            moved = {kind: n for kind, n in counters.items() if n}
+            trouble = [kind for kind in moved if source is not None and kind in source.messages]
             note = "" if source is None else notes.get(source.name, "")
             found.append(ProbeStatus(
                 name, _cut(uri), units, state, _cut(note), frames,
-                age, max(0.0, furthest - watermark / fs) if frames else 0.0, odd))
+                age, max(0.0, furthest - watermark / fs) if frames else 0.0, moved,
+                trouble))
         return found
 
     def _sample_age(self, now: int) -> float | None:

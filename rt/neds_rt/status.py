@@ -67,6 +67,7 @@ class ProbeStatus(msgspec.Struct, frozen=True):
     frame_age_s: float | None = None  # since its watermark last moved on, None before it did
     lag_s: float = 0.0  # how far its watermark is behind that of the probe that is furthest
     counters: dict[str, int] = {}  # those of its source that are not zero
+    trouble: list[str] = []  # names of those that are no part of normal work
 
 
 class RasterStatus(msgspec.Struct, frozen=True):

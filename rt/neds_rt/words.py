@@ -46,7 +46,14 @@ def trouble(status: Status) -> dict[str, int]:
     for name, count in status.reasons.items():
         if count and name not in ("ok", "warming up"):
             found[f"decodes: {name}"] = count
+    for probe in status.probes:
+        found |= {f"{probe.name}: {kind}": n for kind, n in probe_trouble(probe).items()}
     return found
+
+
+def probe_trouble(probe: ProbeStatus) -> dict[str, int]:
+    """Return those counters of a probe's source that are not zero and should be."""
+    return {kind: n for kind, n in probe.counters.items() if n and kind in probe.trouble}
 
 
 def stage_row(stage_recent: Percentiles | None) -> list[str]:

@@ -144,11 +144,21 @@ def test_a_probe_is_red_when_it_is_silent_or_its_status_is_old():
     assert "no plugin there" in html
 
 
+def test_a_probe_shows_the_trouble_of_its_source_and_no_normal_work():
+    work = {name: 10_000 for name in ("messages", "spikes", "blocks", "ttl_events", "fetches", "x")}
+    probe = ProbeStatus("a", "u", 4, "live", counters=work | {"lost_messages": 1234},
+                        trouble=["lost_messages"])
+    status = status_of(probes=[probe])
+    assert "lost_messages 1,234" in cards.probes(status, 0.1)
+    assert "10,000" not in cards.probes(status, 0.1)
+    assert '<span class=bad>a: lost_messages 1,234</span>' in cards.device(status, 0)
+
+
 def test_html_in_anything_a_server_says_is_only_text():
     status = status_of(
         engine=ODD, precision=ODD, model=ODD, endpoint=ODD, reason=ODD, valid=False,
         counters={ODD: 3}, reasons={ODD: 3}, clocks=ODD,
-        probes=[ProbeStatus(ODD, ODD, 1, ODD, ODD, counters={ODD: 1})],
+        probes=[ProbeStatus(ODD, ODD, 1, ODD, ODD, counters={ODD: 1}, trouble=[ODD])],
         recorder=RecorderStatus(ODD, ODD), failover=FailoverStatus(ODD, ODD, 1, 1, ODD))
     shot = history_of([ODD]).snapshot(100.01)
     shot.decodes[-1] = decode(9, ODD, session=ODD)

@@ -131,6 +131,7 @@ def test_addresses_have_typed_options():
 @pytest.mark.parametrize("uri", [
     "x://", "x://127.0.0.1:x", "x://127.0.0.1:0", "x://127.0.0.1/path", "x://127.0.0.1?strem=A",
     "x://127.0.0.1?hold_ms=soon", "x://127.0.0.1?stream=a&stream=b", "x://10.0.0.1", "x://[::1",
+    "x://a..b", "x://a b", "x://-", "x://*", "x://µ", f"x://{'a' * 64}.org",
 ])
 def test_bad_addresses_are_refused(uri):
     with pytest.raises(BadInput, match=r"^p: "):

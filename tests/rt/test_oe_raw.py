@@ -10,6 +10,7 @@ from neds_rt import _core
 from neds_rt.errors import BadInput
 from neds_rt.sources import open_source
 from neds_rt.sources.frame import Frame
+from neds_rt.sources.oe_raw import MAX_PART_BYTES
 from neds_rt.sources.units import UnitMap
 from tests.rt.raw_band import CHANNELS, FS, NAMES, recording, templates
 from tests.rt.serving import wait_for
@@ -100,7 +101,7 @@ def test_bins_equal_the_offline_path_bit_for_bit(path):
             np.testing.assert_array_equal(row, counts[index - begin])
         assert counts.sum() > 60
         assert live["blocks"] == -(-60_000 // BLOCK)
-        assert live.source.tend() == "receiving 40 channels of stream 'AP' at 30000 Hz"
+        live.until(lambda: live.source.tend() == "receiving 40 channels of stream 'AP' at 30000 Hz")
         assert live.source.report()["templates"] == len(NAMES)
 
 
@@ -145,11 +146,28 @@ def test_messages_that_cannot_be_are_counted_and_survived(path):
                                         "bad_range")] == [1, 1, 1, CHANNELS, 1]
 
 
+def test_a_part_too_long_costs_a_gap_and_the_plugin_is_heard_again(path):
+    with Plugin() as plugin, Rig(plugin, path) as live:
+        plugin.play(0, 10 * BLOCK)
+        live.until(lambda: live["blocks"] == 10)
+        plugin.socket.send_multipart([b"DATA\0", b"{}", bytes(MAX_PART_BYTES + 1)])
+        live.until(lambda: "nobody listens there" in live.source.tend())
+        assert plugin.socket.poll(20_000)  # the subscription ended
+        assert plugin.socket.recv() == b"\0"
+        assert plugin.socket.poll(20_000)  # and came again
+        assert plugin.socket.recv() == b"\1"
+        plugin.play(12 * BLOCK, 20 * BLOCK)
+        live.until(lambda: live["blocks"] == 18)
+        assert live["missing_samples"] == 2 * BLOCK
+        live.until(lambda: live.source.tend().startswith("receiving 40 channels"))
+        live.until(lambda: "acquisition may not be running" in live.source.tend())
+
+
 def test_another_rate_than_the_templates_is_said_in_one_line(path):
     with Plugin() as plugin, Rig(plugin, path) as live:
         plugin.send(0, BLOCK, fs=25_000.0)
         live.until(lambda: live["wrong_stream"] == 1)
-        assert "25000 Hz" in live.source.tend()
+        live.until(lambda: "25000 Hz" in live.source.tend())
         assert "\n" not in live.source.tend()
 
 

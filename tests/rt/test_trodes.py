@@ -9,8 +9,11 @@ import msgspec
 import numpy as np
 import pytest
 
+from neds_rt.curve import Access
 from neds_rt.errors import BadInput
 from neds_rt.sources import open_source
+from neds_rt.sources.frame import Frame
+from neds_rt.sources.trodes import MAX_PART_BYTES
 from neds_rt.sources.units import UnitMap
 from tests.rt.foreign import Rig, free_port, units_of
 from tests.rt.serving import Serving, small_bundle, wait_for
@@ -86,6 +89,22 @@ def test_a_stream_that_is_offered_later_is_found_and_followed_to_another_port():
             live.assert_exact()
 
 
+def test_a_message_too_long_costs_a_gap_and_the_stream_is_heard_again():
+    with TrodesTwin(FEED) as twin, rig(twin) as live:
+        twin.play(0, 60_000)
+        live.take(twin.messages)
+        twin.send(bytes(MAX_PART_BYTES + 1))
+        live.take_until(lambda: twin._spikes.poll(0))
+        assert twin._spikes.recv() == b"\0"  # the subscription ended, and then comes again
+        live.take_until(lambda: twin._spikes.poll(0))
+        assert twin._spikes.recv() == b"\1"
+        twin.play(60_000, END)
+        live.take(twin.messages - 1)
+        assert live.trouble == {"interruptions": 1}
+        assert live.counted["gaps"] == 1
+        live.assert_exact()
+
+
 def test_no_network_is_said_and_waited_for():
     port = free_port(1)
     source = open_source("a", f"trodes://127.0.0.1:{port}", units=UnitMap(units_of(FEED)))
@@ -112,6 +131,19 @@ def test_a_directory_that_answers_oddly_is_counted_and_asked_again(spoil):
         wait_for(lambda: source.tend() and source.counters["bad_answers"] >= 2)
         assert "answers oddly" in source.tend()
         twin.spoil = b""
+        wait_for(lambda: source.tend().startswith("connected to"))
+        source.close()
+
+
+@pytest.mark.parametrize("endpoint", ["tcp://a b:5", "tcp://-:5", "tcp://a..b:5"])
+def test_an_endpoint_that_cannot_be_dialled_is_counted_and_asked_for_again(endpoint):
+    with TrodesTwin(FEED) as twin:
+        good, twin.names["source.spikes"] = twin.names["source.spikes"], endpoint
+        source = open_source("a", f"trodes://127.0.0.1:{twin.port}", access=Access(insecure=True),
+                             units=UnitMap(units_of(FEED)))
+        wait_for(lambda: source.tend() and source.counters["bad_answers"] >= 2)
+        assert not source.receive(Frame())
+        twin.names["source.spikes"] = good
         wait_for(lambda: source.tend().startswith("connected to"))
         source.close()
 

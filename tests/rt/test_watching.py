@@ -10,13 +10,17 @@ from rich.console import Console
 
 from neds_rt.endpoints import parse_listen
 from neds_rt.errors import BadInput
+from neds_rt.status import ProbeStatus
 from neds_rt.terminal import render
 from neds_rt.watching import StatusReader
-from neds_rt.words import microseconds, seconds
-from tests.rt.serving import ROOT, wait_for
+from neds_rt.words import microseconds, seconds, trouble
+from tests.rt.foreign import free_port
+from tests.rt.serving import ROOT, Serving, small_bundle, wait_for
 from tests.rt.test_health import watched as known
 from tests.rt.test_status import status_of
 from tests.rt.watched import Watched, command, spikes_in
+from tools.twins.feed import random_feed
+from tools.twins.oebroadcast import EventBroadcaster
 
 
 @pytest.fixture(scope="module")
@@ -73,6 +77,28 @@ def test_status_tells_of_drift_and_of_the_recording(tmp_path):
         status = wait_for_status(reader, lambda s: s.drift is not None and s.recorder.bytes > 0)
     assert status.drift.score == pytest.approx(status.drift.detail["drift"])
     assert (status.recorder.state, status.recorder.lost) == ("recording", 0)
+
+
+def test_status_tells_which_counters_of_a_source_mean_trouble(tmp_path):
+    feed = random_feed(n_units=4, rate_hz=30.0, seconds=1.0, seed=2)
+    model = small_bundle(tmp_path / "x.neds")
+    with EventBroadcaster(feed, port=free_port(), hwm=0) as twin, \
+            Serving(model, {"a": f"oe-events://127.0.0.1:{twin.port}"}) as server:
+        twin.wait()
+        for _ in range(3):
+            twin.send_raw(b"\7\7", b"{}")
+        twin.play(0, 30_000)
+        ready = next(line for line in server.lines if line.startswith("ready ")).split()
+        endpoint = next(w for w in ready if w.startswith("status=")).removeprefix("status=")
+        with StatusReader(endpoint) as reader:
+            status = wait_for_status(
+                reader, lambda s: s.probes[0].counters.get("spikes") == twin.spikes)
+        done = run("top", "--status", endpoint, "--once")
+    assert status.probes[0].counters["messages"] == twin.messages
+    assert status.probes[0].trouble == ["bad_kind"]
+    assert trouble(status)["a: bad_kind"] == 3
+    assert not any("spikes" in kind for kind in trouble(status) if kind.startswith("a: "))
+    assert "a: bad_kind 3" in done.stdout
 
 
 def test_top_once(watched):
@@ -158,6 +184,10 @@ def test_the_picture_says_what_is_wrong():
     assert "gaps 3" in text
     assert "frames 9" not in text  # part of normal work
     assert "SERVER SILENT for 3.0 s" in text_of(status_of(), 3.0)
+    probe = ProbeStatus("b", "u", 4, "live", counters={"messages": 7, "bad_parts": 2},
+                        trouble=["bad_parts"])
+    assert "b: bad_parts 2" in text_of(status_of(probes=[probe]))
+    assert "messages" not in text_of(status_of(probes=[probe]))
 
 
 def test_markup_in_a_name_is_only_text():

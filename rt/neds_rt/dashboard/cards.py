@@ -11,7 +11,15 @@ from neds_rt.dashboard.history import SILENT_S, Snapshot
 from neds_rt.dashboard.style import AMBER, GREEN, RED
 from neds_rt.status import ProbeStatus, Status
 from neds_rt.watching import LOST_S
-from neds_rt.words import STAGE_NAMES, probe_words, seconds, stage_row, trouble, verdict
+from neds_rt.words import (
+    STAGE_NAMES,
+    probe_trouble,
+    probe_words,
+    seconds,
+    stage_row,
+    trouble,
+    verdict,
+)
 
 LATE_S = 2.0  # a browser that draws for longer than this shows the past
 
@@ -147,7 +155,7 @@ def _probe(probe: ProbeStatus, age_s: float, silent_s: float) -> str:
     more = f"{probe.units} units"
     if state == "live" and probe.lag_s > 0.1:
         more += f" · {seconds(probe.lag_s)} behind"
-    odd = ", ".join(f"{name} {n:,}" for name, n in list(probe.counters.items())[:6])
+    odd = ", ".join(f"{name} {n:,}" for name, n in probe_trouble(probe).items())
     details = "<br>".join(escape(text) for text in (more, probe.note, odd) if text)
     return (f'<div class="probe {state}"><span><span class="name">{escape(probe.name)}</span> '
             f'<span class="state">{escape(probe_words(shown))}</span></span>'

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 
 from neds_rt.doctor import Check
+from neds_rt.doctor.asked import Asked, templates_check
 from neds_rt.sources.address import Address
+from neds_rt.sources.spikeglx import Options
 from neds_rt.sources.spikeglx_wire import Connection, Refused, Trouble
 
 IMEC, ONEBOX = 2, 1
@@ -14,18 +16,29 @@ BLOCK_S = 0.005  # the source's own, unless told otherwise
 RATE_OFF = 0.01  # by which the count may advance faster or slower than it should
 
 
-def spikeglx_checks(host: str, port: int, seconds: float) -> list[Check]:
-    """Return what is right and wrong with a SpikeGLX on a port; [] if it is something else."""
+def spikeglx_checks(
+    host: str, port: int, seconds: float, asked: Asked | None = None
+) -> list[Check]:
+    """Return what is right and wrong with a SpikeGLX on a port; [] if it is something else.
+
+    Where a URI was `asked` for, its probe is looked at and no other.
+    """
+    checks: list[Check] = []
     try:
         with Connection(Address(host, port), min(1.0, seconds)) as connection:
             version = connection.query("GETVERSION")
-            return [Check(f"port {port}", "ok", f"SpikeGLX {version[:40]}"),
-                    *_run_checks(connection, port, seconds)]
-    except (Trouble, OSError):
-        return []
+            checks.append(Check(f"port {port}", "ok", f"SpikeGLX {version[:40]}"))
+            checks += _run_checks(connection, port, seconds, asked)
+    except (Trouble, OSError) as error:
+        if checks:
+            checks.append(Check(f"port {port} replies", "fail", f"no more of them: {error}",
+                                "look at SpikeGLX's console, and at what else asks it"))
+    return checks
 
 
-def _run_checks(connection: Connection, port: int, seconds: float) -> list[Check]:
+def _run_checks(
+    connection: Connection, port: int, seconds: float, asked: Asked | None
+) -> list[Check]:
     where = f"port {port}"
     if connection.query("ISRUNNING") != "1":
         return [Check(f"{where} run", "fail", "no run", "start a run in SpikeGLX")]
@@ -33,11 +46,16 @@ def _run_checks(connection: Connection, port: int, seconds: float) -> list[Check
     if not probes:
         return [Check(f"{where} probes", "fail", "no imec or OneBox stream",
                       "enable a probe in SpikeGLX's configuration")]
-    checks = []
+    if asked is not None and isinstance(asked.options, Options):
+        wanted = (abs(asked.options.js), asked.options.probe)
+        if wanted not in probes:
+            return [_no_probe(where, wanted, probes)]
+        probes = [wanted]
+    checks: list[Check] = []
     for js, ip in probes[:MOST_PROBES]:
         try:
             checks += _probe_checks(connection, f"{where} probe {ip}" + (
-                "" if js == IMEC else " of the OneBox"), js, ip, seconds / len(probes))
+                "" if js == IMEC else " of the OneBox"), js, ip, seconds / len(probes), asked)
         except Refused as refused:
             checks.append(Check(f"{where} probe {ip}", "fail", f"refused: {refused}",
                                 "look at the message in SpikeGLX's console"))
@@ -52,7 +70,7 @@ def _count(connection: Connection, js: int) -> int:
 
 
 def _probe_checks(
-    connection: Connection, where: str, js: int, ip: int, seconds: float
+    connection: Connection, where: str, js: int, ip: int, seconds: float, asked: Asked | None
 ) -> list[Check]:
     """Fetch for so long, as the source would."""
     try:
@@ -86,7 +104,14 @@ def _probe_checks(
     elapsed = time.monotonic() - began
     last = int(connection.query(f"GETSTREAMSAMPLECOUNT {js} {ip}"))
     return [_rate(where, found, (last - first) / (time.monotonic() - began), fs),
-            _speed(where, took, late, last - at, elapsed, fs)]
+            _speed(where, took, late, last - at, elapsed, fs),
+            *([] if asked is None else templates_check(where, asked, channels, fs))]
+
+
+def _no_probe(where: str, wanted: tuple[int, int], probes: list[tuple[int, int]]) -> Check:
+    there = ", ".join(f"probe={ip}&js={js}" for js, ip in probes)
+    return Check(f"{where} probes", "fail", f"no probe={wanted[1]}&js={wanted[0]}, there are "
+                 f"{there}", "one of these in the URI, or enable the probe in SpikeGLX")
 
 
 def _rate(where: str, found: str, rate: float, fs: float) -> Check:

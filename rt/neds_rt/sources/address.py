@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import NamedTuple, TypeVar
 from urllib.parse import parse_qsl, urlsplit
 
@@ -9,6 +10,8 @@ import msgspec
 
 from neds_rt.endpoints import check_endpoint
 from neds_rt.errors import BadInput
+
+_HOST = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,252}|\[[0-9A-Fa-f:.]+(%[\w.-]+)?\]", re.ASCII)
 
 Options = TypeVar("Options", bound=msgspec.Struct)
 
@@ -23,6 +26,17 @@ class Address(NamedTuple):
     def endpoint(self) -> str:
         """The address as ZeroMQ writes it."""
         return f"tcp://{self.host}:{self.port}"
+
+
+def check_host(where: str, host: str) -> None:
+    """Raise `BadInput` for what can be neither a name nor an address (IPv6 in brackets).
+
+    Whatever passes may be dialled: ZeroMQ and Python's sockets refuse none of it where a thread
+    of a source would end by that. Whether somebody has the name is another question.
+    """
+    labels = host.rstrip(".").split(".")
+    if not _HOST.fullmatch(host) or (host[0] != "[" and not all(0 < len(x) < 64 for x in labels)):
+        raise BadInput(where, "host", repr(host), "a name or an address")
 
 
 def parse_address(
@@ -42,6 +56,7 @@ def parse_address(
     if not host or parts.path not in ("", "/") or parts.fragment or port == 0:
         raise BadInput(where, "URI", repr(uri), f"{parts.scheme}://HOST:PORT")
     address = Address(f"[{host}]" if ":" in host else host, default_port if port is None else port)
+    check_host(where, address.host)
     check_endpoint(where, address.endpoint, insecure=insecure)
     return address, _converted(where, parts.scheme, pairs, options)
 

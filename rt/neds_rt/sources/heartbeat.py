@@ -13,6 +13,7 @@ from zmq.utils.monitor import recv_monitor_message
 # A part that is too long ends a connection for good: libzmq does not dial again after what it takes
 # for an error of the protocol. Whoever was lost for so long is dialled anew.
 DEAF_S = 2.0
+MAX_ANSWER_BYTES = 4096
 BEAT_S = 2.0  # what the plugin's documentation asks for; after 5 s it calls a client dead
 PATIENCE_S = 10.0  # without an answer the socket is made anew: a REQ socket cannot ask twice
 
@@ -44,7 +45,7 @@ class Heartbeat:
         if self._socket is None:
             self._socket = zmq.Context.instance().socket(zmq.REQ)
             self._socket.setsockopt(zmq.LINGER, 0)
-            self._socket.setsockopt(zmq.MAXMSGSIZE, 4096)
+            self._socket.setsockopt(zmq.MAXMSGSIZE, MAX_ANSWER_BYTES)
             self._socket.connect(self.endpoint)
             self._waiting = False
         if self._waiting and self._socket.poll(0):

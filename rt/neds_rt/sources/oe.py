@@ -13,6 +13,10 @@ def open_openephys(
     name: str, uri: str, *, units: UnitMap, insecure: bool = False
 ) -> OpenEphysSource | OpenEphysRawSource:
     """Connect to a ZMQ Interface plugin. Raises `BadInput` as the two sources do."""
-    raw = any(key == "mode" for key, _ in parse_qsl(urlsplit(uri).query, keep_blank_values=True))
-    source = OpenEphysRawSource if raw else OpenEphysSource
+    source = OpenEphysRawSource if is_raw(uri) else OpenEphysSource
     return source(name, uri, insecure=insecure, units=units)
+
+
+def is_raw(uri: str) -> bool:
+    """Return whether an `oe://` URI asks for raw samples."""
+    return any(key == "mode" for key, _ in parse_qsl(urlsplit(uri).query, keep_blank_values=True))

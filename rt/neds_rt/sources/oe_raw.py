@@ -40,7 +40,7 @@ RECEIVE_QUEUE = 100_000  # messages: 384 of them are one block
 MAX_PART_BYTES = 8 << 20
 MAX_CHANNELS, MAX_SAMPLES = 4096, 1 << 16  # of a block
 STEP_UV = 0.195  # of the AP band as Open Ephys has it
-POLL_MS = 100
+POLL_MS, SILENT_MS = 100, 2000
 
 MESSAGES = {
     "bad_parts": "a message was refused: it does not have two or three parts",
@@ -120,6 +120,7 @@ class Collector(threading.Thread):
         super().__init__(name=f"open ephys {source.name}", daemon=True)
         self._endpoint, self._counters = source.address.endpoint, source.counters
         self.state = f"waiting for {self._endpoint}"
+        self._at = ""  # what the last whole block led to
         self._band, self._handover, self._frame = band, handover, Frame()
         self._stream, self._channels = options.stream, options.channels
         templates = band.templates
@@ -146,15 +147,23 @@ class Collector(threading.Thread):
     def run(self) -> None:
         """Receive until told to stop."""
         socket = open_subscriber(self._endpoint, RECEIVE_QUEUE, MAX_PART_BYTES)
-        link = Link(socket)
+        link, quiet_ms = Link(socket), 0
         try:
             socket.connect(self._endpoint)
             with self._handover.sender() as push:
                 while not self._stop_asked.is_set():
                     if socket.poll(POLL_MS):
                         self._take(receive_parts(socket), push)
-                    elif not link.up():
+                        self.state, quiet_ms = self._at or self.state, 0
+                        continue
+                    quiet_ms += POLL_MS
+                    if not link.up():
                         self.state = f"waiting for {self._endpoint}: nobody listens there"
+                    elif quiet_ms >= SILENT_MS:
+                        self.state = (f"connected to {self._endpoint}, no messages; acquisition "
+                                      "may not be running")
+                    if link.deaf:
+                        link.revive(self._endpoint)
         except zmq.ZMQError as error:
             self.state = f"{self._endpoint}: {error}"
         finally:
@@ -244,10 +253,10 @@ class Collector(threading.Thread):
                 self._band.set_up(self._stream, self._channels, self._fs)
             except BadInput as error:
                 self._counters["wrong_stream"] += 1
-                self.state = str(error)
+                self._at = str(error)
                 return False
-            self.state = (f"receiving {self._channels} channels of stream {self._stream!r} at "
-                          f"{self._fs:g} Hz")
+            self._at = (f"receiving {self._channels} channels of stream {self._stream!r} at "
+                        f"{self._fs:g} Hz")
         elif begin < self._next:
             self._counters["restarts"] += 1
             self._band.restart()

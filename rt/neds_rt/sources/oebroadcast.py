@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 import struct
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import zmq
@@ -68,7 +68,9 @@ class Options(msgspec.Struct, frozen=True):
     rate: float = 0.0  # of binary spikes; JSON tells it
 
 
-class _Spike(msgspec.Struct, tag="spike", tag_field="event_type", gc=False):
+class SpikeEvent(msgspec.Struct, tag="spike", tag_field="event_type", gc=False):
+    """A spike as JSON."""
+
     sample_number: int
     electrode: str
     stream: str = ""
@@ -76,12 +78,48 @@ class _Spike(msgspec.Struct, tag="spike", tag_field="event_type", gc=False):
     sample_rate: float = 0.0
 
 
-class _Ttl(msgspec.Struct, tag="ttl", tag_field="event_type", gc=False):
+class TtlEvent(msgspec.Struct, tag="ttl", tag_field="event_type", gc=False):
+    """A TTL event as JSON."""
+
     sample_number: int
     stream: str = ""
 
 
-_decode = msgspec.json.Decoder(_Spike | _Ttl).decode
+_decode = msgspec.json.Decoder(SpikeEvent | TtlEvent).decode
+
+
+class RawSpike(NamedTuple):
+    """A spike as raw binary; stream and electrode have numbers for names."""
+
+    stream: str
+    electrode: str
+    sample: int
+    seconds: float
+    sorted_id: int
+
+
+def read_event(kind: bytes, body: bytes) -> SpikeEvent | TtlEvent | None:
+    """Return what a JSON body says, None where it is not what `kind` promises."""
+    try:
+        message = _decode(body) if len(body) <= MAX_BODY_BYTES else None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    return message if isinstance(message, SpikeEvent) == (kind == SPIKE_KIND) else None
+
+
+def read_raw_spike(body: bytes) -> RawSpike | None:
+    """Return what a binary body says, None where it is no spike."""
+    channels = ELECTRODE_CHANNELS.get(body[1]) if len(body) > _RAW.size else None
+    rest = len(body) - _RAW.size  # thresholds[channels], then data[channels][samples]
+    if channels is None or body[0] != RAW_SPIKE or rest % (4 * channels) or rest < 8 * channels:
+        return None
+    _, _, _, stream, index, sample, seconds, sorted_id = _RAW.unpack_from(body)
+    return RawSpike(str(stream), str(index), sample, seconds, sorted_id)
+
+
+def is_raw_ttl(body: bytes) -> bool:
+    """Return whether a binary body is a TTL event."""
+    return len(body) >= RAW_TTL_BYTES and body[0] == RAW_TTL
 
 
 class BroadcastSource:
@@ -172,13 +210,10 @@ class BroadcastSource:
             return False
         if body[:1] != b"{":
             return self._take_raw(kind, body, frame)
-        try:
-            message = _decode(body) if len(body) <= MAX_BODY_BYTES else None
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            message = None
-        if message is None or isinstance(message, _Spike) != (kind == SPIKE_KIND):
+        message = read_event(kind, body)
+        if message is None:
             counters["bad_body"] += 1
-        elif isinstance(message, _Spike):
+        elif isinstance(message, SpikeEvent):
             return self._spike(message.stream, message.electrode, message.sample_number,
                                message.sorted_id, message.sample_rate, frame)
         else:
@@ -188,19 +223,17 @@ class BroadcastSource:
     def _take_raw(self, kind: bytes, body: bytes, frame: Frame) -> bool:
         counters = self.counters
         if kind == TTL_KIND:
-            good = len(body) >= RAW_TTL_BYTES and body[0] == RAW_TTL
-            counters["ttl_events" if good else "bad_body"] += 1
+            counters["ttl_events" if is_raw_ttl(body) else "bad_body"] += 1
             return False
-        channels = ELECTRODE_CHANNELS.get(body[1]) if len(body) > _RAW.size else None
-        rest = len(body) - _RAW.size  # thresholds[channels], then data[channels][samples]
-        if channels is None or body[0] != RAW_SPIKE or rest % (4 * channels) or rest < 8 * channels:
+        spike = read_raw_spike(body)
+        if spike is None:
             counters["bad_body"] += 1
             return False
-        _, _, _, stream, index, sample, _, sorted_id = _RAW.unpack_from(body)
         if not self._raw_rate:
             counters["no_rate"] += 1
             return False
-        return self._spike(str(stream), str(index), sample, sorted_id, self._raw_rate, frame)
+        return self._spike(spike.stream, spike.electrode, spike.sample, spike.sorted_id,
+                           self._raw_rate, frame)
 
     def _spike(
         self, stream: str, electrode: str, sample: int, sorted_id: int, fs: float, frame: Frame

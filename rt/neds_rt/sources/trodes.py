@@ -119,6 +119,8 @@ class TrodesSource:
             try:
                 message = receive(zmq.NOBLOCK)
             except zmq.Again:
+                if self._link.deaf and self._connected:
+                    self._link.revive(self._connected)
                 break
             if message.startswith(self._token):
                 self._connect(message[len(self._token) :].decode())

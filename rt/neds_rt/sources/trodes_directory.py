@@ -15,6 +15,7 @@ import zmq
 
 from neds_rt.endpoints import check_endpoint
 from neds_rt.errors import BadInput
+from neds_rt.sources.address import check_host
 
 STEP_S = 2.0  # for each: hearing of the directory, and its answer
 MAX_BYTES = 4096
@@ -110,4 +111,5 @@ class Directory:
         check_endpoint("Trodes", endpoint, insecure=self._insecure)
         if endpoint.endswith(":*") or not endpoint.startswith("tcp://"):
             raise BadInput("Trodes", "endpoint", repr(endpoint), "tcp://HOST:PORT")
+        check_host("Trodes", endpoint.removeprefix("tcp://").rpartition(":")[0])
         return endpoint
