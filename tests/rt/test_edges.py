@@ -1,0 +1,179 @@
+"""Pulses that all probes record, from every source that delivers them, and clocks aligned by them.
+
+Each source hears its twin over true sockets; only the clock of this machine is told by the test.
+"""
+
+import contextlib
+
+import numpy as np
+import pytest
+
+from neds_rt.aligning import Aligner
+from neds_rt.errors import BadInput
+from neds_rt.manifest import Unit
+from neds_rt.sources import open_source
+from neds_rt.sources.edges import EdgeFinder, edge_queue
+from neds_rt.sources.frame import Frame
+from neds_rt.sources.units import UnitMap
+from neds_rt.wire import decode_header
+from tests.rt.foreign import Rig, free_port
+from tests.rt.serving import wait_for
+from tools.twins.feed import Block, Feed
+from tools.twins.oebroadcast import EventBroadcaster
+from tools.twins.openephys import ZmqInterface
+
+FS = 30_000.0
+LINE = 2
+STEP_S, SECONDS = 0.1, 12
+PULSES_S = np.arange(0.513, SECONDS, 0.97)
+EMPTY = Feed(np.zeros(0, np.int64), np.zeros(0, np.int64), FS, np.arange(4), np.ones(4, np.int64))
+
+
+class Probe:
+    """One probe of a rig: `rate` samples of it to a second of the true time, `zero` at its start.
+
+    What differs between programs is `twin`, `uri`, `send` and `taken`.
+    """
+
+    def __init__(self, name, ppm, zero):
+        self.name, self.rate, self.zero = name, FS * (1 + ppm * 1e-6), zero
+        self.twin, uri = self.open()
+        units = UnitMap([Unit("p", c, 1) for c in range(4)])
+        self.source, self.frame = open_source(name, uri, units=units), Frame()
+        self.borders = []  # watermarks as they were sent and as they became
+
+    def sample(self, seconds):
+        return self.zero + np.int64(np.floor(seconds * self.rate))
+
+    def advance(self, begin_s, end_s):
+        """Send what the probe records in this time, pulses of 10 ms with it."""
+        pulses = PULSES_S[(begin_s <= PULSES_S) & (PULSES_S < end_s)]
+        self.send(int(self.sample(begin_s)), int(self.sample(end_s)),
+                  [int(s) for s in self.sample(pulses)])
+
+    def take(self, aligner, now_ns):
+        """Receive until everything was taken, and pass it on as a server does."""
+        def step():
+            while self.source.receive(self.frame):
+                before = decode_header(bytes(self.frame.header)).watermark
+                if aligner.take(self.frame, now_ns):
+                    after = decode_header(bytes(self.frame.header)).watermark
+                    self.borders.append((before, after))
+            return self.taken()
+        wait_for(step)
+
+    def taken(self):
+        return self.source.counters["messages"] >= self.messages
+
+    @property
+    def messages(self):
+        return self.twin.messages
+
+    def close(self):
+        self.source.close()
+        self.twin.close()
+
+
+class Broadcast(Probe):
+    raw, module = False, "oebroadcast"
+
+    def open(self):
+        samples = self.zero + np.arange(0, int(SECONDS * FS * 1.01), 60)
+        feed = Feed(samples, np.zeros_like(samples), FS, EMPTY.channel, EMPTY.cluster)
+        twin = EventBroadcaster(feed, port=free_port(), raw=self.raw, hwm=0)
+        return twin, f"oe-events://127.0.0.1:{twin.port}?rate=30000&sync={LINE}"
+
+    def send(self, begin, end, pulses):
+        for sample in pulses:
+            self.twin.send_ttl(sample, LINE, True)
+            self.twin.send_ttl(sample + 300, LINE, False)
+        for row in range(*np.searchsorted(self.twin.feed.samples, (begin, end))):
+            self.twin.send_spike(row)
+
+
+class RawBroadcast(Broadcast):
+    raw = True
+
+
+class Interface(Probe):
+    module = "openephys"
+
+    def open(self):
+        twin = ZmqInterface(EMPTY, port=free_port(), hwm=0)
+        return twin, f"oe://127.0.0.1:{twin.port}?sync={LINE}"
+
+    def send(self, begin, end, pulses):
+        for sample in pulses:
+            self.twin.send_ttl(sample, LINE, 1)
+            self.twin.send_ttl(sample + 300, LINE, 0)
+        self.twin.send_block(Block(begin, end, np.zeros(0, np.int64)))
+
+    @property
+    def messages(self):
+        return self.twin.sent.messages
+
+
+@pytest.mark.parametrize("kind", [Interface, Broadcast, RawBroadcast])
+def test_two_probes_40_ppm_apart_are_aligned_by_their_pulses(kind, monkeypatch):
+    now = [0]
+    monkeypatch.setattr(f"neds_rt.sources.{kind.module}.now_ns", lambda: now[0])
+    aligner = Aligner("ab")
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(contextlib.closing(kind(*probe)))
+                  for probe in (("a", 0.0, 0), ("b", 40.0, 1_000_000))]
+        for probe in probes:
+            if hasattr(probe.twin, "wait"):
+                probe.twin.wait()
+        for k in range(int(SECONDS / STEP_S)):
+            now[0] = int(((k + 1) * STEP_S + 0.01) * 1e9)
+            for probe in probes:
+                probe.advance(k * STEP_S, (k + 1) * STEP_S)
+                probe.take(aligner, now[0])
+            state = aligner.tend([probe.source for probe in probes])
+        assert state == "b: aligned by edges"
+        report = aligner.report()["b"]
+        assert report["ppm"] == pytest.approx(-40, abs=3)
+        assert (report["unmatched_edges"], report["rejected"]) == (0, 0)
+        borders = np.array(probes[1].borders[-20:])
+        true = (borders[:, 0] - 1_000_000) / (1 + 40e-6)
+        np.testing.assert_allclose(borders[:, 1], true, atol=2)
+
+
+@pytest.mark.parametrize("raw", [False, True])
+def test_only_rising_edges_of_the_line_and_of_the_stream_count(raw):
+    with EventBroadcaster(EMPTY, port=free_port(), raw=raw, hwm=0) as twin, Rig(
+            f"oe-events://127.0.0.1:{twin.port}?rate=30000&sync=3&stream={65 if raw else 'A'}",
+            EMPTY) as live:
+        twin.wait()
+        for stream, number, sample, line, state in (
+                ("A", 65, 600, 3, True), ("A", 65, 700, 3, False), ("A", 65, 800, 2, True),
+                ("B", 66, 850, 3, True), ("A", 65, 900, 3, True), ("A", 65, 2**62, 3, True)):
+            twin.stream, twin.stream_id = stream, number
+            twin.send_ttl(sample, line, state)
+        live.take(twin.messages)
+        assert [sample for sample, _ in live.source.edges] == [600, 900]
+        assert live.trouble == {"bad_range": 1}
+        assert live.source.counters["ttl_events"] == 6
+
+
+def test_edges_of_a_bit_are_found_across_pieces_and_not_across_gaps():
+    words = np.array([64, 64, 0, 64, 64 + 1, 1, 1, -1, 0, 64], np.int16)  # bit 6: 11011 00101
+    whole = EdgeFinder(6, edge_queue("", 6, 16))
+    whole.take(words, 100, 5)
+    assert list(whole.edges) == [(103, 5), (107, 5), (109, 5)]
+    pieces = EdgeFinder(6, edge_queue("", 6, 16))
+    for k, word in enumerate(words):
+        pieces.take(np.array([word]), 100 + k, 5)
+    assert pieces.edges == whole.edges
+    gap = EdgeFinder(6, edge_queue("", 6, 16))
+    gap.take(words[:3], 100, 5)
+    gap.take(words[3:3], 103, 5)
+    gap.take(words[3:], 104, 5)
+    assert list(gap.edges) == [(108, 5), (110, 5)]
+
+
+@pytest.mark.parametrize("uri", ["oe-events://127.0.0.1?sync=64", "oe-events://127.0.0.1?sync=-1",
+                                 "oe-events://127.0.0.1?sync=x"])
+def test_a_line_that_there_cannot_be_is_refused(uri):
+    with pytest.raises(BadInput, match=r"^--probe a: URI option"):
+        open_source("a", uri, units=UnitMap([]))
