@@ -8,6 +8,7 @@ import contextlib
 import numpy as np
 import pytest
 
+from neds_rt import _core
 from neds_rt.aligning import Aligner
 from neds_rt.errors import BadInput
 from neds_rt.manifest import Unit
@@ -21,11 +22,13 @@ from tests.rt.serving import wait_for
 from tools.twins.feed import Block, Feed
 from tools.twins.oebroadcast import EventBroadcaster
 from tools.twins.openephys import ZmqInterface
+from tools.twins.spikeglx import SpikeGlxTwin, make_ap_band, sync_words
 
 FS = 30_000.0
 LINE = 2
 STEP_S, SECONDS = 0.1, 12
 PULSES_S = np.arange(0.513, SECONDS, 0.97)
+BAND = make_ap_band(4, 1.0)[0]
 EMPTY = Feed(np.zeros(0, np.int64), np.zeros(0, np.int64), FS, np.arange(4), np.ones(4, np.int64))
 
 
@@ -47,7 +50,7 @@ class Probe:
 
     def advance(self, begin_s, end_s):
         """Send what the probe records in this time, pulses of 10 ms with it."""
-        pulses = PULSES_S[(begin_s <= PULSES_S) & (PULSES_S < end_s)]
+        pulses = PULSES_S[slice(*np.searchsorted(PULSES_S, (begin_s, end_s)))]
         self.send(int(self.sample(begin_s)), int(self.sample(end_s)),
                   [int(s) for s in self.sample(pulses)])
 
@@ -113,7 +116,28 @@ class Interface(Probe):
         return self.twin.sent.messages
 
 
-@pytest.mark.parametrize("kind", [Interface, Broadcast, RawBroadcast])
+class SpikeGlx(Probe):
+    module = "spikeglx"
+
+    def open(self):
+        words = np.zeros(int(self.rate * SECONDS) + 1000, np.int16)
+        for sample in self.sample(PULSES_S) - self.zero:
+            words[sample : sample + 300] = 1 << 6 | 1
+        words[: len(words) // 2] |= 1 << 3  # another bit
+        twin = SpikeGlxTwin(BAND, paced=False, lf=4, sync=np.roll(words, self.zero % len(words)))
+        twin.advance(self.zero + 1)
+        return twin, f"spikeglx://127.0.0.1:{twin.port}?block_ms=20&sync=6"
+
+    def send(self, begin, end, pulses):
+        self.end = end
+        wait_for(lambda: self.source.tend().startswith("fetching"))
+        self.twin.advance(end - begin)
+
+    def taken(self):
+        return self.source.counters["samples"] >= self.end - self.zero
+
+
+@pytest.mark.parametrize("kind", [Interface, Broadcast, RawBroadcast, SpikeGlx])
 def test_two_probes_40_ppm_apart_are_aligned_by_their_pulses(kind, monkeypatch):
     now = [0]
     monkeypatch.setattr(f"neds_rt.sources.{kind.module}.now_ns", lambda: now[0])
@@ -172,8 +196,39 @@ def test_edges_of_a_bit_are_found_across_pieces_and_not_across_gaps():
     assert list(gap.edges) == [(108, 5), (110, 5)]
 
 
+def test_the_sync_word_is_fetched_behind_lf_and_kept_from_the_detector():
+    with SpikeGlxTwin(BAND, paced=False, lf=3, sync=sync_words()) as twin:
+        twin.advance(100)
+        uri = f"spikeglx://127.0.0.1:{twin.port}?sync=6"
+        source = open_source("a", uri, units=UnitMap([Unit("p", c, 0) for c in range(4)]))
+        try:
+            wait_for(lambda: source.tend() == (
+                f"fetching 4 channels at 30000 Hz from 127.0.0.1:{twin.port}"))
+            twin.advance(100_000)
+            wait_for(lambda: source.counters["samples"] == 100_000)
+            assert [sample for sample, _ in source.edges] == [15_000, 45_000, 75_000]
+            without = _core.ThresholdDetector(4, FS)
+            found = without.push(np.ascontiguousarray(twin.samples(100, 100_000)), 100)
+            assert source.counters["spikes"] == found > 0
+        finally:
+            source.close()
+
+
+def test_a_stream_without_a_sync_word_says_so(monkeypatch):
+    with SpikeGlxTwin(BAND, paced=False) as twin:
+        monkeypatch.setattr(twin, "_answer", lambda command, words: "4 0 0" if (
+            command == "GETSTREAMACQCHANS") else SpikeGlxTwin._answer(twin, command, words))
+        twin.advance(100)
+        source = open_source("a", f"spikeglx://127.0.0.1:{twin.port}?sync=6", units=UnitMap([]))
+        try:
+            wait_for(lambda: source.counters["wrong_stream"] >= 1)
+            assert "no sync word" in source.tend()
+        finally:
+            source.close()
+
+
 @pytest.mark.parametrize("uri", ["oe-events://127.0.0.1?sync=64", "oe-events://127.0.0.1?sync=-1",
-                                 "oe-events://127.0.0.1?sync=x"])
+                                 "oe-events://127.0.0.1?sync=x", "spikeglx://127.0.0.1?sync=16"])
 def test_a_line_that_there_cannot_be_is_refused(uri):
     with pytest.raises(BadInput, match=r"^--probe a: URI option"):
         open_source("a", uri, units=UnitMap([]))

@@ -34,16 +34,18 @@ PACKETS = 24  # samples that a fetch waits for
 class SpikeGlxTwin:
     """The server, bound to a port of this machine, in threads of its own.
 
-    `data` is (n, AP channels) int16; LF channels are not there and a sync channel of zeros is.
+    `data` is (n, AP channels) int16. `lf` channels of zeros follow them, and the sync word: zeros,
+    or `sync` (m,) int16, which is played over and over on its own.
     With `paced` False the count stands still until `advance`. `fault` spoils the next fetch:
     `close`, `truncate`, `garbage`, `no_ok`, `hang`, `too_many`, `backwards`, `error`.
     """
 
     def __init__(
         self, data: NDArray[np.int16], *, fs: float = 30_000.0, port: int = 0, paced: bool = True,
-        queue_s: float = QUEUE_S,
+        queue_s: float = QUEUE_S, lf: int = 0, sync: NDArray[np.int16] | None = None,
     ) -> None:
         self.data, self.fs, self.queue_s, self._paced = data, fs, queue_s, paced
+        self.lf, self.sync = lf, np.zeros(1, np.int16) if sync is None else sync
         self.running, self.fault, self.fetches = True, "", 0
         self._count, self._began = 0, time.monotonic()
         self._lock = threading.Lock()
@@ -95,6 +97,11 @@ class SpikeGlxTwin:
         if start + n <= len(self.data):
             return self.data[start : start + n]
         return self.data[np.arange(start, start + n) % len(self.data)]
+
+    def _all(self, start: int, n: int) -> NDArray[np.int16]:
+        """Return (n, AP + LF + sync channels) of the stream."""
+        words = self.sync[np.arange(start, start + n) % len(self.sync)]
+        return np.c_[self.samples(start, n), np.zeros((n, self.lf), np.int16), words]
 
     def close(self) -> None:
         """Stop listening and drop all connections."""
@@ -165,12 +172,12 @@ class SpikeGlxTwin:
         self._check_stream(command, words)
         channels = self.data.shape[1]
         return {
-            "GETSTREAMACQCHANS": f"{channels} 0 1",
+            "GETSTREAMACQCHANS": f"{channels} {self.lf} 1",
             "GETSTREAMSAMPLERATE": f"{self.fs:.6f}",
             "GETSTREAMSAMPLECOUNT": str(self.count if self.running else 0),
             "GETSTREAMI16TOVOLTS": "2.34375e-06",
             "GETSTREAMMAXINT": "512",
-            "GETSTREAMSAVECHANS": " ".join(map(str, range(channels + 1))),
+            "GETSTREAMSAVECHANS": " ".join(map(str, range(channels + self.lf + 1))),
         }.get(command)
 
     def _check_stream(self, command: str, words: list[str]) -> None:
@@ -214,21 +221,30 @@ class SpikeGlxTwin:
                 break
             time.sleep(min(max((start + PACKETS - end) / self.fs, 250e-6), 2e-3))
         n = min(max(end - start, 0), most)
-        found = self.samples(start, n)
         chosen = words[4] if len(words) > 4 else "-1#"
         if chosen in ("-1#", "-2#"):
-            found = np.c_[found, np.zeros(n, np.int16)]
+            found = self._all(start, n)
         else:
-            channels = [int(c) for c in chosen.rstrip("#").split("#")]
-            if max(channels) >= self.data.shape[1] or min(channels) < 0:
+            # As the server does: a set, sent in the order that the stream has.
+            channels = sorted({int(c) for c in chosen.rstrip("#").split("#")})
+            ap = self.data.shape[1]
+            if channels[-1] > ap + self.lf or channels[0] < 0:
                 raise ValueError("Subset: Channel out of range.")
-            if channels != list(range(self.data.shape[1])):  # all of them are there as they are
-                found = found[:, channels]
+            if channels == list(range(ap)):  # all of them are there as they are
+                found = self.samples(start, n)
+            else:
+                found = self._all(start, n)[:, channels]
         step = int(words[5]) if len(words) > 5 else 1
         found = found[:: max(1, step)]
         self.fetches += 1
         head = f"BINARY_DATA {found.shape[1]} {len(found)} uint64({start - back})\n"
         return head.encode() + found.astype("<i2").tobytes() + b"OK\n"
+
+
+def sync_words(fs: float = 30_000.0, bit: int = 6) -> NDArray[np.int16]:
+    """Return the sync word over a second: the square wave of 1 Hz that SpikeGLX makes."""
+    n = round(fs)
+    return ((np.arange(n) >= n // 2).astype(np.int16) << bit).astype(np.int16)
 
 
 def make_ap_band(
@@ -271,6 +287,7 @@ def main() -> int:
     parser.add_argument("--channels", type=int, default=384, help="of the stream or the file")
     parser.add_argument("--file", type=Path, help="int16 samples, sample-major, played in a loop")
     parser.add_argument("--seed", type=int, default=0, help="of the samples, without a file")
+    parser.add_argument("--sync", action="store_true", help="1 Hz on bit 6 of the sync word")
     parser.add_argument("--on-line", action="store_true", help="run only after a line of input")
     parser.add_argument("--seconds", type=float, default=20.0, help="of that run (default 20)")
     args = parser.parse_args()
@@ -278,7 +295,7 @@ def main() -> int:
         data: NDArray[np.int16] = np.memmap(args.file, np.int16, "r").reshape(-1, args.channels)
     else:
         data = make_ap_band(args.channels, LOOP_S, seed=args.seed)[0]
-    with SpikeGlxTwin(data, port=args.port) as twin:
+    with SpikeGlxTwin(data, port=args.port, sync=sync_words() if args.sync else None) as twin:
         if args.on_line:
             play_once(twin, args.seconds)
             return 0
