@@ -1,12 +1,13 @@
 """Twin of SpikeGLX's command server: the queries a client asks, and FETCH of an imec stream.
 
-    python tools/twins/spikeglx.py --port 4142 --channels 384
-    python tools/twins/spikeglx.py --file run_g0_t0.imec0.ap.bin --channels 385
+    python -m tools.twins.spikeglx --port 4142 --channels 384
+    python -m tools.twins.spikeglx --file run_g0_t0.imec0.ap.bin --channels 385
+    python -m tools.twins.spikeglx --generate  # where SpikeInterface is installed
 
 As the real one: commands are lines, replies end in `OK` or are one `ERROR` line; five errors in a
-row close the connection; samples older than the queue are "Too late"; a fetch of what is not there
-yet waits up to three times for 24 samples (two packets of a probe) and then sends none. Plays
-`data` over and over, at real time or as far as `advance` says.
+row close the connection, and so do ten seconds without a command; samples older than the queue are
+"Too late"; a fetch of what is not there yet waits up to three times for 24 samples (two packets of
+a probe) and then sends none. Plays `data` over and over, at real time or as far as `advance` says.
 """
 
 from __future__ import annotations
@@ -24,11 +25,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from neds_rt.errors import BadInput
+from tools.twins.generated import generate
+
 VERSION = "20250325-phase30"
 QUEUE_S = 8.0
 MAX_ERRORS = 5
 LOOP_S = 4.0  # of samples made, then they begin anew
 PACKETS = 24  # samples that a fetch waits for
+IDLE_S = 10.0  # without a command: the connection is closed
+STEP_UV = 2.34375
 
 
 class SpikeGlxTwin:
@@ -43,6 +49,7 @@ class SpikeGlxTwin:
     def __init__(
         self, data: NDArray[np.int16], *, fs: float = 30_000.0, port: int = 0, paced: bool = True,
         queue_s: float = QUEUE_S, lf: int = 0, sync: NDArray[np.int16] | None = None,
+        idle_s: float = IDLE_S,
     ) -> None:
         self.data, self.fs, self.queue_s, self._paced = data, fs, queue_s, paced
         self.lf, self.sync = lf, np.zeros(1, np.int16) if sync is None else sync
@@ -53,7 +60,7 @@ class SpikeGlxTwin:
         twin = self
 
         class Handler(socketserver.StreamRequestHandler):
-            disable_nagle_algorithm = True
+            disable_nagle_algorithm, timeout = True, idle_s
 
             def handle(self) -> None:
                 twin._converse(self.rfile, self.wfile, self.connection)
@@ -175,7 +182,7 @@ class SpikeGlxTwin:
             "GETSTREAMACQCHANS": f"{channels} {self.lf} 1",
             "GETSTREAMSAMPLERATE": f"{self.fs:.6f}",
             "GETSTREAMSAMPLECOUNT": str(self.count if self.running else 0),
-            "GETSTREAMI16TOVOLTS": "2.34375e-06",
+            "GETSTREAMI16TOVOLTS": f"{STEP_UV * 1e-6:g}",
             "GETSTREAMMAXINT": "512",
             "GETSTREAMSAVECHANS": " ".join(map(str, range(channels + self.lf + 1))),
         }.get(command)
@@ -285,7 +292,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--port", type=int, default=4142, help="default 4142")
     parser.add_argument("--channels", type=int, default=384, help="of the stream or the file")
-    parser.add_argument("--file", type=Path, help="int16 samples, sample-major, played in a loop")
+    samples = parser.add_mutually_exclusive_group()
+    samples.add_argument("--file", type=Path, help="int16 samples, sample-major, played in a loop")
+    samples.add_argument("--generate", action="store_true", help="samples by SpikeInterface")
     parser.add_argument("--seed", type=int, default=0, help="of the samples, without a file")
     parser.add_argument("--sync", action="store_true", help="1 Hz on bit 6 of the sync word")
     parser.add_argument("--on-line", action="store_true", help="run only after a line of input")
@@ -293,6 +302,12 @@ def main() -> int:
     args = parser.parse_args()
     if args.file:
         data: NDArray[np.int16] = np.memmap(args.file, np.int16, "r").reshape(-1, args.channels)
+    elif args.generate:
+        try:
+            data = generate(args.channels, LOOP_S, seed=args.seed).steps(STEP_UV)
+        except BadInput as error:
+            print(error, file=sys.stderr)
+            return 2
     else:
         data = make_ap_band(args.channels, LOOP_S, seed=args.seed)[0]
     with SpikeGlxTwin(data, port=args.port, sync=sync_words() if args.sync else None) as twin:
