@@ -26,10 +26,10 @@ DATA, _, _ = make_ap_band(CHANNELS, 4.0, rate_hz=20)
 class Rig:
     """The source on one assembler, for as many channels as the twin has."""
 
-    def __init__(self, twin, options="", channels=range(CHANNELS)):
+    def __init__(self, twin, options="", channels=range(CHANNELS), block_ms=1):
         self.twin = twin
         units = [Unit("p", c, 0) for c in channels]
-        uri = f"spikeglx://127.0.0.1:{twin.port}?block_ms=1{options}"
+        uri = f"spikeglx://127.0.0.1:{twin.port}?block_ms={block_ms}{options}"
         self.source = open_source("a", uri, units=UnitMap(units))
         self.assembler = _core.Assembler(0.02, [("a", list(range(len(units))))], len(units), 512)
         self.bins, self.frame = {}, Frame()
@@ -174,6 +174,20 @@ def test_a_server_that_hangs_is_left_and_asked_anew(monkeypatch):
         assert len(live.bins) > 5
 
 
+def test_a_connection_that_was_idle_is_closed_and_made_anew_without_a_loss():
+    # A source that asks every 100 ms, and a server that hangs up after 50 ms without a command.
+    with SpikeGlxTwin(DATA, paced=False, idle_s=0.05) as twin, start(twin, block_ms=100) as live:
+        for n in (30_000, 9_000, 1_000):
+            twin.advance(n)
+            before = live.source.counters["closed"]
+            live.until(lambda before=before: live.source.counters["closed"] >= before + 2)
+        live.fetched(40_000)
+        assert set(live.trouble) == {"closed"}
+        assert "gaps" not in counters_of(live.assembler)
+        _, counts = offline(twin.samples(100, 40_000), 100)
+        np.testing.assert_array_equal([live.bins[k] for k in sorted(live.bins)], counts)
+
+
 def test_a_late_start_waits_visibly_and_connects():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -217,6 +231,13 @@ class TestConversation:
                 with pytest.raises(Refused, match="ip must be"):
                     c.query("GETSTREAMSAMPLERATE 2 7")
             with pytest.raises(Trouble, match="closed"):  # the fifth error in a row
+                c.query("NOOP")
+
+    def test_the_server_hangs_up_on_a_client_that_asks_nothing(self):
+        with SpikeGlxTwin(DATA, paced=False, idle_s=0.1) as twin, self.ask(twin) as c:
+            assert c.query("NOOP") == ""
+            wait_for(lambda: not twin._connections)
+            with pytest.raises(Trouble, match="closed"):
                 c.query("NOOP")
 
     def test_a_fetch_of_what_is_not_there_yet_returns_soon_with_none(self):
