@@ -116,6 +116,14 @@ class Interface(Probe):
         return self.twin.sent.messages
 
 
+class RawInterface(Interface):
+    module = "oe_raw"
+
+    def open(self):
+        twin = ZmqInterface(EMPTY, port=free_port(), hwm=0, traces=BAND)
+        return twin, f"oe://127.0.0.1:{twin.port}?mode=threshold&sync={LINE}"
+
+
 class SpikeGlx(Probe):
     module = "spikeglx"
 
@@ -137,7 +145,7 @@ class SpikeGlx(Probe):
         return self.source.counters["samples"] >= self.end - self.zero
 
 
-@pytest.mark.parametrize("kind", [Interface, Broadcast, RawBroadcast, SpikeGlx])
+@pytest.mark.parametrize("kind", [Interface, RawInterface, Broadcast, RawBroadcast, SpikeGlx])
 def test_two_probes_40_ppm_apart_are_aligned_by_their_pulses(kind, monkeypatch):
     now = [0]
     monkeypatch.setattr(f"neds_rt.sources.{kind.module}.now_ns", lambda: now[0])
@@ -178,6 +186,26 @@ def test_only_rising_edges_of_the_line_and_of_the_stream_count(raw):
         assert [sample for sample, _ in live.source.edges] == [600, 900]
         assert live.trouble == {"bad_range": 1}
         assert live.source.counters["ttl_events"] == 6
+
+
+def test_only_rising_edges_of_the_line_count_beside_raw_channels():
+    with ZmqInterface(EMPTY, port=free_port(), hwm=0, traces=BAND, stream="A") as twin:
+        uri = f"oe://127.0.0.1:{twin.port}?mode=threshold&sync=3"
+        source = open_source("a", uri, units=UnitMap([]))
+        try:
+            twin.wait()
+            twin.send_block(Block(0, 690, EMPTY.samples))  # tells which stream it is
+            for stream, sample, line, state in (
+                    ("A", 600, 3, 1), ("A", 700, 3, 0), ("A", 800, 2, 1), ("B", 850, 3, 1),
+                    ("A", 900, 3, 1), ("A", 2**62, 3, 1)):
+                twin.stream = stream
+                twin.send_ttl(sample, line, state)
+            wait_for(lambda: source.counters["messages"] == twin.sent.messages)
+            wait_for(lambda: source.counters["bad_range"] == 1)
+            assert [sample for sample, _ in source.edges] == [600, 900]
+            assert (source.counters["bad_header"], source.counters["ttl_events"]) == (0, 6)
+        finally:
+            source.close()
 
 
 def test_edges_of_a_bit_are_found_across_pieces_and_not_across_gaps():
@@ -228,6 +256,7 @@ def test_a_stream_without_a_sync_word_says_so(monkeypatch):
 
 
 @pytest.mark.parametrize("uri", ["oe-events://127.0.0.1?sync=64", "oe-events://127.0.0.1?sync=-1",
+                                 "oe://127.0.0.1?mode=threshold&sync=64",
                                  "oe-events://127.0.0.1?sync=x", "spikeglx://127.0.0.1?sync=16"])
 def test_a_line_that_there_cannot_be_is_refused(uri):
     with pytest.raises(BadInput, match=r"^--probe a: URI option"):

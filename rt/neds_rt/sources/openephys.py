@@ -27,6 +27,7 @@ from neds_rt.sources.holdback import HoldBack
 from neds_rt.sources.openephys_wire import (
     ENVELOPES,
     MAX_HEADER_BYTES,
+    TTL_BYTES,
     Block,
     DataMessage,
     EventMessage,
@@ -43,7 +44,6 @@ DEFAULT_PORT = 5556
 RECEIVE_QUEUE = 20_000  # messages
 MAX_PART_BYTES = 8 << 20
 MESSAGES_A_CALL = 1024
-TTL_BYTES = 10
 FAR_S = 60.0  # a block farther from the last one is believed only in company
 COMPANY = 8  # so many in a row mean that samples count anew
 SILENT_NS = 2_000_000_000

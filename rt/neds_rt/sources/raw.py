@@ -168,7 +168,8 @@ class RawBand:
         core = self._core
         report: dict[str, Any] = {
             "fs": self.fs, "channels": self.channels, "mode": self._options.mode, "noise": None,
-            "first_sample": self.first, "sessions": self.bridge.n_sessions, "units": self._units.report(),
+            "first_sample": self.first, "sessions": self.bridge.n_sessions,
+            "units": self._units.report(),
         }
         if isinstance(core, _core.ThresholdDetector):
             report["noise"] = float(np.median(core.noise))
