@@ -23,6 +23,7 @@ from tools.twins.feed import Block, Feed
 from tools.twins.oebroadcast import EventBroadcaster
 from tools.twins.openephys import ZmqInterface
 from tools.twins.spikeglx import SpikeGlxTwin, make_ap_band, sync_words
+from tools.twins.trodes import TrodesTwin
 
 FS = 30_000.0
 LINE = 2
@@ -44,6 +45,9 @@ class Probe:
         units = UnitMap([Unit("p", c, 1) for c in range(4)])
         self.source, self.frame = open_source(name, uri, units=units), Frame()
         self.borders = []  # watermarks as they were sent and as they became
+
+    def begin(self):
+        self.twin.wait()
 
     def sample(self, seconds):
         return self.zero + np.int64(np.floor(seconds * self.rate))
@@ -136,26 +140,56 @@ class SpikeGlx(Probe):
         twin.advance(self.zero + 1)
         return twin, f"spikeglx://127.0.0.1:{twin.port}?block_ms=20&sync=6"
 
+    def begin(self):
+        wait_for(lambda: self.source.tend().startswith("fetching"))
+
     def send(self, begin, end, pulses):
         self.end = end
-        wait_for(lambda: self.source.tend().startswith("fetching"))
         self.twin.advance(end - begin)
 
     def taken(self):
         return self.source.counters["samples"] >= self.end - self.zero
 
 
-@pytest.mark.parametrize("kind", [Interface, RawInterface, Broadcast, RawBroadcast, SpikeGlx])
+class Trodes(Probe):
+    module = "trodes"
+
+    def open(self):
+        twin = TrodesTwin(EMPTY)
+        twin.offer_digital()
+        self.digital = 0
+        return twin, f"trodes://127.0.0.1:{twin.port}?sync=9"
+
+    def begin(self):
+        wait_for(lambda: self.source.tend() and not self.source.receive(self.frame) and (
+            self.source._connected))
+        self.twin.wait()
+        self.twin.wait(digital=True)
+
+    def send(self, begin, end, pulses):
+        for sample in pulses:
+            for at, inputs in ((sample - 1, (3,)), (sample, (3, 9)), (sample + 300, (8,))):
+                self.twin.send_inputs(at, *inputs)
+                self.digital += 1
+        for sample in range(begin, end, 60):
+            self.twin.send({"nTrodeId": 1, "cluster": 1, "localTimestamp": sample})
+
+    def taken(self):
+        return super().taken() and self.source.counters["digital_messages"] == self.digital
+
+
+@pytest.mark.parametrize("kind", [Interface, RawInterface, Broadcast, RawBroadcast, SpikeGlx,
+                                  Trodes])
 def test_two_probes_40_ppm_apart_are_aligned_by_their_pulses(kind, monkeypatch):
     now = [0]
     monkeypatch.setattr(f"neds_rt.sources.{kind.module}.now_ns", lambda: now[0])
+    monkeypatch.setattr("neds_rt.sources.trodes_digital.now_ns", lambda: now[0])
     aligner = Aligner("ab")
     with contextlib.ExitStack() as stack:
         probes = [stack.enter_context(contextlib.closing(kind(*probe)))
                   for probe in (("a", 0.0, 0), ("b", 40.0, 1_000_000))]
         for probe in probes:
-            if hasattr(probe.twin, "wait"):
-                probe.twin.wait()
+            probe.begin()
         for k in range(int(SECONDS / STEP_S)):
             now[0] = int(((k + 1) * STEP_S + 0.01) * 1e9)
             for probe in probes:
@@ -255,9 +289,42 @@ def test_a_stream_without_a_sync_word_says_so(monkeypatch):
             source.close()
 
 
+def test_digital_inputs_are_found_followed_and_read_through_bad_messages():
+    good = {"localTimestamp": 5, "digitalData": [b"\x00\x02"]}
+    with TrodesTwin(EMPTY, offer=False) as twin:
+        source = open_source("a", f"trodes://127.0.0.1:{twin.port}?sync=9", units=UnitMap([]))
+        try:
+            first = twin.offer_digital()
+            twin.wait(digital=True)
+            twin.send_inputs(10, 9)  # high from the start: no edge
+            twin.send_inputs(20)
+            twin.send_inputs(30, 9)
+            bad = [b"", b"\xc1", good | {"digitalData": []}, good | {"digitalData": [b"\x01"]},
+                   good | {"digitalData": b"\x00\x02"}, good | {"localTimestamp": -1},
+                   good | {"localTimestamp": 2**62}, {"localTimestamp": 5}]
+            for message in bad:
+                twin.send_digital(message)
+            twin.send_inputs(40, 8)
+            twin.send_inputs(50, 8, 9)
+            wait_for(lambda: source.counters["digital_messages"] == 5 + len(bad))
+            assert source.counters["bad_digital"] == len(bad)
+            assert [sample for sample, _ in source.edges] == [30, 50]
+            assert source.report()["digital_endpoint"] == first
+            second = twin.offer_digital()  # as a start of Trodes does; heard of after a silence
+            twin.wait(digital=True)
+            wait_for(lambda: source.report()["digital_endpoint"] == second != first)
+            twin.send_inputs(60, 9)  # nothing is known of what came before
+            twin.send_inputs(70)
+            twin.send_inputs(80, 9)
+            wait_for(lambda: [sample for sample, _ in source.edges] == [30, 50, 80])
+        finally:
+            source.close()
+
+
 @pytest.mark.parametrize("uri", ["oe-events://127.0.0.1?sync=64", "oe-events://127.0.0.1?sync=-1",
                                  "oe://127.0.0.1?mode=threshold&sync=64",
-                                 "oe-events://127.0.0.1?sync=x", "spikeglx://127.0.0.1?sync=16"])
+                                 "oe-events://127.0.0.1?sync=x", "spikeglx://127.0.0.1?sync=16",
+                                 "trodes://127.0.0.1?sync=4096"])
 def test_a_line_that_there_cannot_be_is_refused(uri):
     with pytest.raises(BadInput, match=r"^--probe a: URI option"):
         open_source("a", uri, units=UnitMap([]))
