@@ -17,7 +17,7 @@ from neds_rt.sources.units import UnitMap
 from tests.rt.serving import Serving, small_bundle, wait_for
 from tests.rt.spike_frames import counters_of, drain
 from tests.rt.test_detector import push_all
-from tools.twins.spikeglx import SpikeGlxTwin, make_ap_band
+from tools.twins.spikeglx import SpikeGlxTwin, make_ap_band, sync_words
 
 FS, CHANNELS = 30_000.0, 8
 DATA, _, _ = make_ap_band(CHANNELS, 4.0, rate_hz=20)
@@ -72,11 +72,12 @@ def start(twin, n=100, **options):
 
 def offline(data, first):
     """Bins of the same crossings, detected over the whole recording at once."""
-    detector = _core.ThresholdDetector(CHANNELS, FS)
+    detector = _core.ThresholdDetector(data.shape[1], FS)
     found = push_all(detector, data, block=len(data), first=first)
     begin = -(-detector.live_from // 600)
     end = (first + len(data)) // 600
-    return begin, _core.bin_spikes(found[:, 0].copy(), found[:, 1].copy(), CHANNELS, FS, 0.02,
+    return begin, _core.bin_spikes(found[:, 0].copy(), found[:, 1].copy(), data.shape[1], FS,
+                                   0.02,
                                    begin, end - begin)
 
 
@@ -105,6 +106,36 @@ def test_channels_that_the_model_lacks_are_counted_and_order_is_the_models():
         np.testing.assert_array_equal(found, counts[:, [5, 2]])
         others = counts[:, [0, 1, 3, 4, 6, 7]].sum()
         assert others <= live.source.counters["unknown_spikes"] < others + 20  # in part bins
+
+
+@pytest.mark.parametrize(("js", "channels"), [(-2, CHANNELS), (1, 3)])
+def test_another_stream_is_fetched_where_it_is_asked_for(js, channels):
+    other, _, _ = make_ap_band(channels, 4.0, rate_hz=20, seed=5)
+    with SpikeGlxTwin(DATA, paced=False, lf=4, others={js: other}, sync=sync_words()) as twin, \
+            start(twin, options=f"&js={js}&sync=6", channels=range(channels)) as live:
+        assert live.source.tend().startswith(f"fetching {channels} channels at 30000 Hz")
+        twin.advance(80_000)
+        live.fetched(80_000)
+        _, counts = offline(twin.samples(100, 80_000, js), 100)
+        np.testing.assert_array_equal([live.bins[k] for k in sorted(live.bins)], counts)
+        assert counts.sum() > 50
+        assert [sample for sample, _ in live.source.edges] == [15_000, 45_000, 75_000]
+        assert live.trouble == {}
+
+
+@pytest.mark.parametrize(("js", "reason"), [(-2, "not enabled"), (1, "ip must be in range")])
+def test_a_stream_that_there_is_not_is_said_and_waited_for(js, reason):
+    with SpikeGlxTwin(DATA, paced=False) as twin:
+        twin.advance(100)
+        uri = f"spikeglx://127.0.0.1:{twin.port}?js={js}"
+        source = open_source("a", uri, units=UnitMap([Unit("p", 0, 0)]))
+        try:
+            wait_for(lambda: source.counters["refused"] >= 1)
+            wait_for(lambda: reason in source.tend())
+            twin.others[js] = DATA
+            wait_for(lambda: twin.advance(300) or source.counters["samples"] > 0)
+        finally:
+            source.close()
 
 
 def test_too_late_is_a_gap_and_fetching_goes_on():

@@ -1,4 +1,4 @@
-"""Twin of SpikeGLX's command server: the queries a client asks, and FETCH of an imec stream.
+"""Twin of SpikeGLX's command server: the queries a client asks, and FETCH of a stream.
 
     python -m tools.twins.spikeglx --port 4142 --channels 384
     python -m tools.twins.spikeglx --file run_g0_t0.imec0.ap.bin --channels 385
@@ -19,6 +19,7 @@ import socketserver
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,16 @@ LOOP_S = 4.0  # of samples made, then they begin anew
 PACKETS = 24  # samples that a fetch waits for
 IDLE_S = 10.0  # without a command: the connection is closed
 STEP_UV = 2.34375
+FILTERED, ONEBOX, IMEC = -2, 1, 2  # streams, by `js`
 
 
 class SpikeGlxTwin:
     """The server, bound to a port of this machine, in threads of its own.
 
     `data` is (n, AP channels) int16. `lf` channels of zeros follow them, and the sync word: zeros,
-    or `sync` (m,) int16, which is played over and over on its own.
+    or `sync` (m,) int16, which is played over and over on its own. `others` are the samples of
+    further streams that count as it does: -2, what SpikeGLX filters where that is enabled, and 1,
+    the analog inputs of a OneBox, followed by a digital word and the sync word.
     With `paced` False the count stands still until `advance`. `fault` spoils the next fetch:
     `close`, `truncate`, `garbage`, `no_ok`, `hang`, `too_many`, `backwards`, `error`.
     """
@@ -49,9 +53,10 @@ class SpikeGlxTwin:
     def __init__(
         self, data: NDArray[np.int16], *, fs: float = 30_000.0, port: int = 0, paced: bool = True,
         queue_s: float = QUEUE_S, lf: int = 0, sync: NDArray[np.int16] | None = None,
-        idle_s: float = IDLE_S,
+        idle_s: float = IDLE_S, others: Mapping[int, NDArray[np.int16]] | None = None,
     ) -> None:
         self.data, self.fs, self.queue_s, self._paced = data, fs, queue_s, paced
+        self.others = dict(others or {})
         self.lf, self.sync = lf, np.zeros(1, np.int16) if sync is None else sync
         self.running, self.fault, self.fetches = True, "", 0
         self._count, self._began = 0, time.monotonic()
@@ -98,17 +103,24 @@ class SpikeGlxTwin:
         with self._lock:
             self._count, self.running = count, False
 
-    def samples(self, start: int, n: int) -> NDArray[np.int16]:
-        """Return (n, channels) of the stream."""
-        start %= len(self.data)
-        if start + n <= len(self.data):
-            return self.data[start : start + n]
-        return self.data[np.arange(start, start + n) % len(self.data)]
+    def samples(self, start: int, n: int, js: int = IMEC) -> NDArray[np.int16]:
+        """Return (n, channels) of a stream, its first kind of channels only."""
+        data = self.data if js == IMEC else self.others[js]
+        start %= len(data)
+        if start + n <= len(data):
+            return data[start : start + n]
+        return data[np.arange(start, start + n) % len(data)]
 
-    def _all(self, start: int, n: int) -> NDArray[np.int16]:
-        """Return (n, AP + LF + sync channels) of the stream."""
+    def _kinds(self, js: int) -> tuple[int, int, int]:
+        """Return how many channels of each kind a stream has: AP, LF, sync, or XA, XD, sync."""
+        if js == ONEBOX:
+            return self.others[ONEBOX].shape[1], 1, 1
+        return self.data.shape[1], self.lf, 1
+
+    def _all(self, start: int, n: int, js: int) -> NDArray[np.int16]:
+        """Return (n, channels of all kinds) of a stream."""
         words = self.sync[np.arange(start, start + n) % len(self.sync)]
-        return np.c_[self.samples(start, n), np.zeros((n, self.lf), np.int16), words]
+        return np.c_[self.samples(start, n, js), np.zeros((n, self._kinds(js)[1]), np.int16), words]
 
     def close(self) -> None:
         """Stop listening and drop all connections."""
@@ -173,25 +185,28 @@ class SpikeGlxTwin:
         if command == "GETRUNNAME":
             return "twin"
         if command == "GETSTREAMNP":
-            return "1" if words[0] == "2" else "0"
+            return str(int(abs(int(words[0])) == IMEC or int(words[0]) in self.others))
         if not command.startswith("GETSTREAM"):
             return None
-        self._check_stream(command, words)
-        channels = self.data.shape[1]
+        kinds = self._kinds(self._stream(command, words))
         return {
-            "GETSTREAMACQCHANS": f"{channels} {self.lf} 1",
+            "GETSTREAMACQCHANS": " ".join(map(str, kinds)),
             "GETSTREAMSAMPLERATE": f"{self.fs:.6f}",
             "GETSTREAMSAMPLECOUNT": str(self.count if self.running else 0),
             "GETSTREAMI16TOVOLTS": f"{STEP_UV * 1e-6:g}",
             "GETSTREAMMAXINT": "512",
-            "GETSTREAMSAVECHANS": " ".join(map(str, range(channels + self.lf + 1))),
+            "GETSTREAMSAVECHANS": " ".join(map(str, range(sum(kinds)))),
         }.get(command)
 
-    def _check_stream(self, command: str, words: list[str]) -> None:
-        if words[0] not in ("2", "-2"):
+    def _stream(self, command: str, words: list[str]) -> int:
+        """Return the stream that a command names."""
+        js, ip = int(words[0]), int(words[1])
+        if js not in (FILTERED, 0, ONEBOX, IMEC):
             raise ValueError(f"{command}: js must be in range [0..2].")
-        if words[1] != "0":
-            raise ValueError(f"{command}: ip must be in range [0..0].")
+        n = int(abs(js) == IMEC or js in self.others)
+        if not 0 <= ip < n:
+            raise ValueError(f"{command}: ip must be in range [0..{n - 1}].")
+        return js
 
     def _spoiled(self, words: list[str]) -> bytes | None:
         fault, self.fault = self.fault, ""
@@ -216,8 +231,8 @@ class SpikeGlxTwin:
     def _fetch(self, words: list[str], back: int = 0) -> bytes:
         if len(words) < 4:
             raise ValueError("FETCH: Requires at least 4 params.")
-        self._check_stream("FETCH", words)
-        if not self.running:
+        js = self._stream("FETCH", words)
+        if not self.running or (js != IMEC and js not in self.others):
             raise ValueError("FETCH: Not running or stream not enabled.")
         start, most = int(words[2]), int(words[3])
         for _ in range(3):
@@ -230,17 +245,17 @@ class SpikeGlxTwin:
         n = min(max(end - start, 0), most)
         chosen = words[4] if len(words) > 4 else "-1#"
         if chosen in ("-1#", "-2#"):
-            found = self._all(start, n)
+            found = self._all(start, n, js)
         else:
             # As the server does: a set, sent in the order that the stream has.
             channels = sorted({int(c) for c in chosen.rstrip("#").split("#")})
-            ap = self.data.shape[1]
-            if channels[-1] > ap + self.lf or channels[0] < 0:
+            kinds = self._kinds(js)
+            if channels[-1] >= sum(kinds) or channels[0] < 0:
                 raise ValueError("Subset: Channel out of range.")
-            if channels == list(range(ap)):  # all of them are there as they are
-                found = self.samples(start, n)
+            if channels == list(range(kinds[0])):  # all of them are there as they are
+                found = self.samples(start, n, js)
             else:
-                found = self._all(start, n)[:, channels]
+                found = self._all(start, n, js)[:, channels]
         step = int(words[5]) if len(words) > 5 else 1
         found = found[:: max(1, step)]
         self.fetches += 1

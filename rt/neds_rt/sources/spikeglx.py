@@ -63,7 +63,7 @@ class Options(RawOptions, frozen=True):
     """What stands behind the question mark of the URI."""
 
     probe: int = 0  # SpikeGLX's ip
-    js: int = 2  # 2: imec, -2: imec filtered by SpikeGLX, 1: OneBox
+    js: int = 2  # 2: imec, -2: imec filtered by SpikeGLX, 1: analog inputs of a OneBox
     block_ms: float = 5.0  # fetched at a time while nothing has piled up
     sync: int | None = None  # bit of the sync word with a pulse that all probes record; imec: 6
 
