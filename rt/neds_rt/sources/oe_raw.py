@@ -47,6 +47,7 @@ RECEIVE_QUEUE = 100_000  # messages: 384 of them are one block
 MAX_PART_BYTES = 8 << 20
 MAX_CHANNELS, MAX_SAMPLES = 4096, 1 << 16  # of a block
 STEP_UV = 0.195  # of the AP band as Open Ephys has it
+MESSAGES_A_CALL = 1024
 POLL_MS = 100
 
 MESSAGES = {
@@ -139,7 +140,9 @@ class Collector(threading.Thread):
             self._step = options.step_uv or templates.settings.step_uv or STEP_UV
         self._fs = 0.0
         self._span = (0, 0)  # samples of the block that is being put together
-        self._block: NDArray[np.int16] = np.zeros((0, max(self._channels, 1)), np.int16)
+        # Its channels as they came, (channels, samples), and the whole of it as it was acquired.
+        self._microvolts: NDArray[np.float32] = np.zeros((0, 0), np.float32)
+        self._block: NDArray[np.int16] = np.zeros((0, 0), np.int16)
         self._there = np.zeros(MAX_CHANNELS, bool)
         self._next: int | None = None  # sample that the next block should begin with
         self._stop_asked = threading.Event()
@@ -162,7 +165,7 @@ class Collector(threading.Thread):
             with self._handover.sender() as push:
                 while not self._stop_asked.is_set():
                     if socket.poll(POLL_MS):
-                        self._take(receive_parts(socket), push)
+                        self._receive(socket, push)
                     elif not link.up():
                         self.state = f"waiting for {self._endpoint}: nobody listens there"
         except zmq.ZMQError as error:
@@ -170,6 +173,15 @@ class Collector(threading.Thread):
         finally:
             link.close()
             socket.close()
+
+    def _receive(self, socket: zmq.Socket[bytes], push: zmq.Socket[bytes]) -> None:
+        """Take what waits, at most `MESSAGES_A_CALL`."""
+        for _ in range(MESSAGES_A_CALL):
+            try:
+                parts = receive_parts(socket)
+            except zmq.Again:
+                return
+            self._take(parts, push)
 
     def _take(self, parts: list[bytes], push: zmq.Socket[bytes]) -> None:
         counters = self._counters
@@ -223,17 +235,15 @@ class Collector(threading.Thread):
             self._close_block(push)
             self._open_block(span, fs)
         if self._channels:
-            values = np.frombuffer(data, "<f4") / np.float32(self._step)
-            # NaN is no sample; what lies outside int16 was clipped by the ADC.
-            clipped = np.clip(np.nan_to_num(values), -32768, 32767)
-            self._block[:n, channel] = np.rint(clipped)
+            self._microvolts[channel, :n] = np.frombuffer(data, "<f4")
         self._there[channel] = True
         if self._channels and channel == self._channels - 1:  # they come in order: the last one
             self._close_block(push)
 
     def _open_block(self, span: tuple[int, int], fs: float) -> None:
         n = span[1] - span[0]
-        if self._channels and len(self._block) < n:
+        if self._channels and self._microvolts.shape[1] < n:
+            self._microvolts = np.zeros((self._channels, n), np.float32)
             self._block = np.zeros((n, self._channels), np.int16)
         if fs != self._fs:
             self._fs, self._next = fs, None
@@ -259,9 +269,18 @@ class Collector(threading.Thread):
             if not whole:
                 self._band.gap()
             return
-        if self._band.push(self._block[: end - begin].data, end - begin, begin, self._frame) and (
+        n = end - begin
+        self._to_steps(n)
+        if self._band.push(self._block[:n].data, n, begin, self._frame) and (
                 not hand_over(push, self._frame)):
             counters["dropped_frames"] += 1
+
+    def _to_steps(self, n: int) -> None:
+        """Turn a block's microvolts back into steps of the ADC; a call costs, so not by channel."""
+        values = self._microvolts[:, :n] / np.float32(self._step)
+        np.nan_to_num(values, copy=False)  # NaN is no sample
+        np.clip(values, -32768, 32767, out=values)  # what lies outside was clipped by the ADC
+        self._block[:n] = np.rint(values, out=values).T
 
     def _follows(self, begin: int, end: int) -> bool:
         """Compare a block with the last one; False where the stream cannot be taken."""
