@@ -45,7 +45,7 @@ QUIET_S = 3.0
 BIN_S = 0.02
 FS = 30_000.0
 BLOCK = 3000  # samples given to the detector at a time
-CHANNELS = 384  # of a raw band; a unit is a channel there
+CHANNELS = 384  # of a raw band, unless told otherwise; a unit is a channel there
 
 
 class Twin(NamedTuple):
@@ -57,7 +57,7 @@ class Twin(NamedTuple):
     stream: str  # what the twin calls its stream in a spike
     electrode: str  # with {channel}
     counts_messages: bool  # whether losses can be noticed, and so be injected
-    raw: bool = False  # samples of `CHANNELS`, in which the spikes have yet to be found
+    raw: bool = False  # samples, in which the spikes have yet to be found
 
 
 TWINS = {
@@ -69,8 +69,11 @@ TWINS = {
     "oe-events-raw": Twin("tools.twins.oebroadcast", ("--format", "raw"),
                           "oe-events://127.0.0.1:{port}?rate=30000", "", "{channel}", False),
     "trodes": Twin("tools.twins.trodes", (), "trodes://127.0.0.1:{port}", "", "{channel}", False),
-    "spikeglx": Twin("tools.twins.spikeglx", ("--channels", str(CHANNELS)),
-                     "spikeglx://127.0.0.1:{port}", "", "AP{channel}", False, raw=True),
+    "spikeglx": Twin("tools.twins.spikeglx", (), "spikeglx://127.0.0.1:{port}", "", "AP{channel}",
+                     False, raw=True),
+    # Microvolts are the same samples again: they are rounded to steps of the ADC.
+    "oe-raw": Twin("tools.twins.openephys", ("--raw", "--random", "1,0"),
+                   "oe://127.0.0.1:{port}?mode=threshold", "", "AP{channel}", False, raw=True),
 }
 
 
@@ -109,7 +112,7 @@ def measure(name: str, feed: Feed, loss: float, args: argparse.Namespace) -> dic
     """Run one row."""
     twin = TWINS[name]
     if twin.raw:
-        feed = channels_of(CHANNELS)
+        feed = channels_of(args.channels)
     with tempfile.TemporaryDirectory(prefix="neds-sources-") as text:
         folder = Path(text)
         model, table = write_model(folder, feed, twin)
@@ -119,7 +122,8 @@ def measure(name: str, feed: Feed, loss: float, args: argparse.Namespace) -> dic
             shape=(int(args.seconds / BIN_S) + 100, 1 + feed.n_units),
         )
         os.environ[VARIABLE] = str(counts)
-        os.environ["PYTHONPATH"] = str(ROOT)
+        before = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(ROOT), *before]))
         context = zmq.Context()
         with Child("twin", twin.module, *twin.arguments, *played(twin, loss, args)) as child:
             uri = twin.uri.format(port=child.json(START_S)["port"])
@@ -156,7 +160,8 @@ def played(twin: Twin, loss: float, args: argparse.Namespace) -> list[str]:
     words = ["--seed", str(args.seed), "--seconds", str(args.seconds), "--port", str(free_port()),
              "--on-line"]
     if twin.raw:
-        return words
+        words += ["--channels", str(args.channels)]
+        return words if "spikeglx" in twin.module else [*words, "--hwm", str(args.hwm)]
     words += [str(args.session)] if args.session else ["--random", f"{args.units},{args.hz}"]
     return [*words, "--hwm", str(args.hwm), *(["--loss", str(loss)] if loss else [])]
 
@@ -170,8 +175,8 @@ def channels_of(n: int) -> Feed:
 def crossings(feed: Feed, first: int, args: argparse.Namespace) -> Feed:
     """Return what the detector finds in the samples that the twin played, from `first` on, when it
     is given all of them in order."""
-    data = make_ap_band(CHANNELS, LOOP_S, seed=args.seed)[0]
-    detector = _core.ThresholdDetector(CHANNELS, FS)
+    data = make_ap_band(feed.n_units, LOOP_S, seed=args.seed)[0]
+    detector = _core.ThresholdDetector(feed.n_units, FS)
     at, end = first, round(args.seconds * FS)
     samples, units = [], []
     while at < end:
@@ -247,6 +252,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=20.0, help="of each run (default 20)")
     parser.add_argument("--units", type=int, default=600, help="units (default 600)")
     parser.add_argument("--hz", type=float, default=5.0, help="spikes of a unit a second")
+    parser.add_argument("--channels", type=int, default=CHANNELS,
+                        help=f"of a raw band (default {CHANNELS})")
     parser.add_argument("--loss", default="0,0.001,0.01", help="shares of messages dropped")
     parser.add_argument("--session", type=Path, help="session file (default: random spikes)")
     parser.add_argument("--hwm", type=int, default=0,

@@ -25,7 +25,8 @@ class Generated(NamedTuple):
 
     def steps(self, step_uv: float) -> NDArray[np.int16]:
         """Return the traces in steps of an ADC of `step_uv` microvolts."""
-        return np.clip(np.rint(self.traces / step_uv), -32768, 32767).astype(np.int16)
+        whole: NDArray[np.float32] = np.clip(np.rint(self.traces / step_uv), -32768, 32767)
+        return whole.astype(np.int16)
 
 
 def generate(

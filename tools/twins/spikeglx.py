@@ -120,7 +120,9 @@ class SpikeGlxTwin:
     def _all(self, start: int, n: int, js: int) -> NDArray[np.int16]:
         """Return (n, channels of all kinds) of a stream."""
         words = self.sync[np.arange(start, start + n) % len(self.sync)]
-        return np.c_[self.samples(start, n, js), np.zeros((n, self._kinds(js)[1]), np.int16), words]
+        between = np.zeros((n, self._kinds(js)[1]), np.int16)
+        whole: NDArray[np.int16] = np.c_[self.samples(start, n, js), between, words]
+        return whole
 
     def close(self) -> None:
         """Stop listening and drop all connections."""
