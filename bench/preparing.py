@@ -134,7 +134,6 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {
         "sessions": args.sessions, "recordings": args.recordings, "seconds": args.seconds,
         "units": args.units, "jobs": args.jobs,
-        "spikes_a_session": told["sessions"][0].get("spikes"),
         "input_mb_a_session": size_mb(folders[0]),
         "output_mb_a_session": round(size_mb(out) / args.sessions, 1),
         "sessions_a_minute": round(args.sessions / (killed_s + resumed_s) * 60, 2),

@@ -18,7 +18,7 @@ from tools.twins.feed import Feed
 from tools.twins.spikeglx import LOOP_S, make_ap_band
 
 FS = 30_000.0
-CHANNELS = 384
+CHANNELS = 384  # unless told otherwise
 BLOCK = 3000  # samples given to the detector at a time
 PITCH_UM = 20.0  # between rows of two channels
 
@@ -32,19 +32,20 @@ def silent(n: int) -> Feed:
 class RawBand:
     """The samples (n, channels) of the twin with that seed, and templates of their units."""
 
-    def __init__(self, seed: int, folder: Path) -> None:
-        self.data, self._samples, self._where = make_ap_band(CHANNELS, LOOP_S, seed=seed)
+    def __init__(self, channels: int, seed: int, folder: Path) -> None:
+        self.data, self._samples, self._where = make_ap_band(channels, LOOP_S, seed=seed)
         made = self._measured()
         self._matcher, self._channel = made.matcher(), np.array([c for c, _ in made.names])
         self.templates = folder / "made.templates"
         self.templates.write_bytes(made.encode())
 
     def _measured(self) -> Templates:
-        position = np.zeros((CHANNELS, 3), np.float32)
-        position[:, 0] = np.arange(CHANNELS) % 2 * 32.0
-        position[:, 1] = np.arange(CHANNELS) // 2 * PITCH_UM
+        channels = np.arange(self.data.shape[1])
+        position = np.zeros((len(channels), 3), np.float32)
+        position[:, 0] = channels % 2 * 32.0
+        position[:, 1] = channels // 2 * PITCH_UM
         raw = Raw(lambda a, b: self.data[a:b], len(self.data), FS, position, "made")
-        names = np.c_[np.arange(CHANNELS), np.zeros(CHANNELS, np.int64)]
+        names = np.c_[channels, np.zeros_like(channels)]
         return measure_templates(raw, Sorted(self._samples, self._where, names))[0]
 
     def offline(self, mode: str, first: int, end: int) -> tuple[Feed, int]:
@@ -52,7 +53,8 @@ class RawBand:
         core: _core.ThresholdDetector | _core.TemplateMatcher = self._matcher
         channel = self._channel
         if mode == "threshold":
-            core, channel = _core.ThresholdDetector(CHANNELS, FS), np.arange(CHANNELS)
+            n = self.data.shape[1]
+            core, channel = _core.ThresholdDetector(n, FS), np.arange(n)
         samples: list[NDArray[np.int64]] = []
         units: list[NDArray[np.int64]] = []
         at = first
@@ -62,7 +64,7 @@ class RawBand:
             samples.append(core.samples[:found].copy())
             units.append(channel[core.where[:found]])
             at += len(block)
-        known = silent(CHANNELS)
+        known = silent(self.data.shape[1])
         sample, unit = np.concatenate(samples), np.concatenate(units)
         order = np.argsort(sample, kind="stable")
         return Feed(sample[order], unit[order], FS, known.channel, known.cluster), core.live_from

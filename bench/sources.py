@@ -70,12 +70,16 @@ TWINS = {
                           begins=4),
     "trodes": Twin("tools.twins.trodes", (), "trodes://127.0.0.1:{port}", "", "{channel}", False,
                    begins=4),
-    "spikeglx": Twin("tools.twins.spikeglx", ("--channels", str(CHANNELS)),
-                     "spikeglx://127.0.0.1:{port}", "", "AP{channel}", False, raw="threshold"),
+    "spikeglx": Twin("tools.twins.spikeglx", (), "spikeglx://127.0.0.1:{port}", "", "AP{channel}",
+                     False, raw="threshold"),
     "spikeglx-templates": Twin(
-        "tools.twins.spikeglx", ("--channels", str(CHANNELS)),
+        "tools.twins.spikeglx", (),
         "spikeglx://127.0.0.1:{port}?mode=templates&templates={templates}", "", "AP{channel}",
         False, raw="templates"),
+    # Microvolts are the same samples again: they are rounded to steps of the ADC.
+    "oe-raw": Twin("tools.twins.openephys", ("--raw", "--random", "1,0"),
+                   "oe://127.0.0.1:{port}?mode=threshold", "", "AP{channel}", False,
+                   raw="threshold"),
 }
 
 
@@ -114,7 +118,7 @@ def measure(name: str, feed: Feed, loss: float, args: argparse.Namespace) -> dic
     """Run one row."""
     twin = TWINS[name]
     if twin.raw:
-        feed = silent(CHANNELS)
+        feed = silent(args.channels)
     with tempfile.TemporaryDirectory(prefix="neds-sources-") as text:
         folder = Path(text)
         model, table = write_model(folder, feed, twin)
@@ -124,9 +128,9 @@ def measure(name: str, feed: Feed, loss: float, args: argparse.Namespace) -> dic
             shape=(int(args.seconds / BIN_S) + 100, 1 + feed.n_units),
         )
         os.environ[VARIABLE] = str(counts)
-        paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
-        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
-        band = RawBand(args.seed, folder) if twin.raw else None
+        before = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(ROOT), *before]))
+        band = RawBand(args.channels, args.seed, folder) if twin.raw else None
         context = zmq.Context()
         with Child("twin", twin.module, *twin.arguments, *played(twin, loss, args)) as child:
             uri = twin.uri.format(port=child.json(START_S)["port"],
@@ -168,7 +172,8 @@ def played(twin: Twin, loss: float, args: argparse.Namespace) -> list[str]:
     words = ["--seed", str(args.seed), "--seconds", str(args.seconds), "--port", str(free_port()),
              "--on-line"]
     if twin.raw:
-        return words
+        words += ["--channels", str(args.channels)]
+        return words if "spikeglx" in twin.module else [*words, "--hwm", str(args.hwm)]
     words += [str(args.session)] if args.session else ["--random", f"{args.units},{args.hz}"]
     return [*words, "--hwm", str(args.hwm), *(["--loss", str(loss)] if loss else [])]
 
@@ -243,6 +248,8 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=20.0, help="of each run (default 20)")
     parser.add_argument("--units", type=int, default=600, help="units (default 600)")
     parser.add_argument("--hz", type=float, default=5.0, help="spikes of a unit a second")
+    parser.add_argument("--channels", type=int, default=CHANNELS,
+                        help=f"of a raw band (default {CHANNELS})")
     parser.add_argument("--loss", default="0,0.001,0.01", help="shares of messages dropped")
     parser.add_argument("--session", type=Path, help="session file (default: random spikes)")
     parser.add_argument("--hwm", type=int, default=0,

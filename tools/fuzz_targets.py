@@ -29,8 +29,10 @@ from neds_rt.manifest import check_manifest, parse_manifest
 from neds_rt.recording.session import load_spool
 from neds_rt.safetensors_io import decode_tensors
 from neds_rt.sources import open_source
+from neds_rt.sources.edges import edge_queue
 from neds_rt.sources.frame import Frame
 from neds_rt.sources.spikeglx_wire import Connection, Trouble
+from neds_rt.sources.trodes_digital import DigitalReader
 from neds_rt.sources.trodes_directory import Directory, _decode_answer, _decode_where
 from neds_rt.sources.units import UnitMap, read_unit_file
 from tools import fuzz_seeds
@@ -153,6 +155,16 @@ def trodes(data: bytes) -> None:
     source, frame = _source("trodes://127.0.0.1:9")
     for message in cut(data, 8):
         source._take(message, frame)
+
+
+def digital(data: bytes) -> None:
+    """Messages of Trodes' stream of digital inputs."""
+    edges = edge_queue("fuzz", 9, 16)
+    assert edges is not None
+    counters = {"digital_messages": 0, "bad_digital": 0}
+    reader = DigitalReader("tcp://127.0.0.1:9", 9, edges, counters, insecure=False)
+    for message in cut(data, 8):
+        reader._take(message)
 
 
 def directory(data: bytes) -> None:
@@ -318,6 +330,8 @@ TARGETS: dict[str, Target] = {
     "openephys": Target(openephys, fuzz_seeds.openephys),
     "broadcast": Target(broadcast, fuzz_seeds.broadcast),
     "trodes": Target(trodes, fuzz_seeds.trodes),
+    "digital": Target(digital, lambda: [fuzz_seeds.joined(*(msgspec.msgpack.encode(
+        {"localTimestamp": k, "digitalData": [bytes([0, 2 * k])]}) for k in range(2)))]),
     "directory": Target(directory, lambda: [
         msgspec.msgpack.encode({"replyEndpoint": "tcp://127.0.0.1:9"}),
         msgspec.msgpack.encode("tcp://127.0.0.1:9")]),

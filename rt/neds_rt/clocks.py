@@ -35,11 +35,14 @@ PPM_UNKNOWN, PPM_KNOWN = 200e-6, 5e-6  # how far a rate may be off before and af
 class Line:
     """`y = line(x)` through the last points, robust against wrong ones, following clock steps.
 
-    `floor` is how far a point may lie from the line without being wrong, in the unit of y.
+    `floor` is how far a point may lie from the line without being wrong, in the unit of y, and
+    `grain` how far a right one does because x and y are counted in steps: without it, the points
+    that happen to be rounded alike would push out the others.
     """
 
-    def __init__(self, floor: float, capacity: int = POINTS) -> None:
+    def __init__(self, floor: float, capacity: int = POINTS, *, grain: float = 0.0) -> None:
         self.floor = floor
+        self._grain = max(grain, 1e-3 * floor)
         self.rate = 1.0
         self.n = 0  # points that the line runs through
         self.rejected = self.steps = 0
@@ -109,7 +112,7 @@ class Line:
             rate = self._repeated_median(x, y)
         off = y - rate * x
         middle = np.median(off)
-        spread = max(5.93 * float(np.median(np.abs(off - middle))), 1e-3 * self.floor)
+        spread = max(5.93 * float(np.median(np.abs(off - middle))), self._grain)
         good = np.abs(off - middle) <= spread  # 4 sd of 1.4826 times the median deviation
         x, y = x[good], y[good]
         mean_x, mean_y = float(x.mean()), float(y.mean())
@@ -228,7 +231,8 @@ class Alignment:
         floor_s: float = 5e-4,
     ) -> None:
         self.reference, self.other = Side(reference_fs), Side(other_fs)
-        self.line = Line(floor_s)  # nominal seconds of `other` -> nominal seconds of `reference`
+        # nominal seconds of `other` -> nominal seconds of `reference`
+        self.line = Line(floor_s, grain=1 / reference_fs + 1 / other_fs)
         self.tolerance_s = tolerance_s
 
     @property

@@ -186,3 +186,13 @@ def test_memory_stays():
     grown = tracemalloc.get_traced_memory()[0] - before
     tracemalloc.stop()
     assert grown < 8_000
+
+
+def test_edges_that_are_rounded_to_samples_all_count():
+    """Counted in samples, 40 ppm is 1.2 samples a second: most steps are of one, some of two."""
+    true = 0.513 + 0.97 * np.arange(1, 12)
+    alignment = Alignment(FS, FS)
+    for t in true.tolist():
+        alignment.edge(alignment.reference, int(FS * t), t)
+        alignment.edge(alignment.other, 1_000_000 + int(FS * (1 + 40e-6) * t), t)
+    assert (alignment.line.rate - 1) * 1e6 == pytest.approx(-40, abs=2)

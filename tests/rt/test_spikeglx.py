@@ -17,7 +17,7 @@ from neds_rt.sources.units import UnitMap
 from tests.rt.serving import Serving, small_bundle, wait_for
 from tests.rt.spike_frames import counters_of, drain
 from tests.rt.test_detector import push_all
-from tools.twins.spikeglx import SpikeGlxTwin, make_ap_band
+from tools.twins.spikeglx import SpikeGlxTwin, make_ap_band, sync_words
 
 FS, CHANNELS = 30_000.0, 8
 DATA, _, _ = make_ap_band(CHANNELS, 4.0, rate_hz=20)
@@ -26,10 +26,10 @@ DATA, _, _ = make_ap_band(CHANNELS, 4.0, rate_hz=20)
 class Rig:
     """The source on one assembler, for as many channels as the twin has."""
 
-    def __init__(self, twin, options="", channels=range(CHANNELS)):
+    def __init__(self, twin, options="", channels=range(CHANNELS), block_ms=1):
         self.twin = twin
         units = [Unit("p", c, 0) for c in channels]
-        uri = f"spikeglx://127.0.0.1:{twin.port}?block_ms=1{options}"
+        uri = f"spikeglx://127.0.0.1:{twin.port}?block_ms={block_ms}{options}"
         self.source = open_source("a", uri, units=UnitMap(units))
         self.assembler = _core.Assembler(0.02, [("a", list(range(len(units))))], len(units), 512)
         self.bins, self.frame = {}, Frame()
@@ -72,11 +72,12 @@ def start(twin, n=100, **options):
 
 def offline(data, first):
     """Bins of the same crossings, detected over the whole recording at once."""
-    detector = _core.ThresholdDetector(CHANNELS, FS)
+    detector = _core.ThresholdDetector(data.shape[1], FS)
     found = push_all(detector, data, block=len(data), first=first)
     begin = -(-detector.live_from // 600)
     end = (first + len(data)) // 600
-    return begin, _core.bin_spikes(found[:, 0].copy(), found[:, 1].copy(), CHANNELS, FS, 0.02,
+    return begin, _core.bin_spikes(found[:, 0].copy(), found[:, 1].copy(), data.shape[1], FS,
+                                   0.02,
                                    begin, end - begin)
 
 
@@ -105,6 +106,36 @@ def test_channels_that_the_model_lacks_are_counted_and_order_is_the_models():
         np.testing.assert_array_equal(found, counts[:, [5, 2]])
         others = counts[:, [0, 1, 3, 4, 6, 7]].sum()
         assert others <= live.source.counters["unknown_spikes"] < others + 20  # in part bins
+
+
+@pytest.mark.parametrize(("js", "channels"), [(-2, CHANNELS), (1, 3)])
+def test_another_stream_is_fetched_where_it_is_asked_for(js, channels):
+    other, _, _ = make_ap_band(channels, 4.0, rate_hz=20, seed=5)
+    with SpikeGlxTwin(DATA, paced=False, lf=4, others={js: other}, sync=sync_words()) as twin, \
+            start(twin, options=f"&js={js}&sync=6", channels=range(channels)) as live:
+        assert live.source.tend().startswith(f"fetching {channels} channels at 30000 Hz")
+        twin.advance(80_000)
+        live.fetched(80_000)
+        _, counts = offline(twin.samples(100, 80_000, js), 100)
+        np.testing.assert_array_equal([live.bins[k] for k in sorted(live.bins)], counts)
+        assert counts.sum() > 50
+        assert [sample for sample, _ in live.source.edges] == [15_000, 45_000, 75_000]
+        assert live.trouble == {}
+
+
+@pytest.mark.parametrize(("js", "reason"), [(-2, "not enabled"), (1, "ip must be in range")])
+def test_a_stream_that_there_is_not_is_said_and_waited_for(js, reason):
+    with SpikeGlxTwin(DATA, paced=False) as twin:
+        twin.advance(100)
+        uri = f"spikeglx://127.0.0.1:{twin.port}?js={js}"
+        source = open_source("a", uri, units=UnitMap([Unit("p", 0, 0)]))
+        try:
+            wait_for(lambda: source.counters["refused"] >= 1)
+            wait_for(lambda: reason in source.tend())
+            twin.others[js] = DATA
+            wait_for(lambda: twin.advance(300) or source.counters["samples"] > 0)
+        finally:
+            source.close()
 
 
 def test_too_late_is_a_gap_and_fetching_goes_on():
@@ -174,6 +205,20 @@ def test_a_server_that_hangs_is_left_and_asked_anew(monkeypatch):
         assert len(live.bins) > 5
 
 
+def test_a_connection_that_was_idle_is_closed_and_made_anew_without_a_loss():
+    # A source that asks every 100 ms, and a server that hangs up after 50 ms without a command.
+    with SpikeGlxTwin(DATA, paced=False, idle_s=0.05) as twin, start(twin, block_ms=100) as live:
+        for n in (30_000, 9_000, 1_000):
+            twin.advance(n)
+            before = live.source.counters["closed"]
+            live.until(lambda before=before: live.source.counters["closed"] >= before + 2)
+        live.fetched(40_000)
+        assert set(live.trouble) == {"closed"}
+        assert "gaps" not in counters_of(live.assembler)
+        _, counts = offline(twin.samples(100, 40_000), 100)
+        np.testing.assert_array_equal([live.bins[k] for k in sorted(live.bins)], counts)
+
+
 def test_a_late_start_waits_visibly_and_connects():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -217,6 +262,13 @@ class TestConversation:
                 with pytest.raises(Refused, match="ip must be"):
                     c.query("GETSTREAMSAMPLERATE 2 7")
             with pytest.raises(Trouble, match="closed"):  # the fifth error in a row
+                c.query("NOOP")
+
+    def test_the_server_hangs_up_on_a_client_that_asks_nothing(self):
+        with SpikeGlxTwin(DATA, paced=False, idle_s=0.1) as twin, self.ask(twin) as c:
+            assert c.query("NOOP") == ""
+            wait_for(lambda: not twin._connections)
+            with pytest.raises(Trouble, match="closed"):
                 c.query("NOOP")
 
     def test_a_fetch_of_what_is_not_there_yet_returns_soon_with_none(self):

@@ -1,6 +1,7 @@
 """The twins against other people's clients, so that they are not only true to ours."""
 
 import json
+import sys
 import threading
 
 import numpy as np
@@ -8,7 +9,9 @@ import pytest
 import zmq
 
 from tests.rt.foreign import free_port
+from tools.twins import openephys, spikeglx
 from tools.twins.feed import random_feed
+from tools.twins.generated import generate
 from tools.twins.oebroadcast import EventBroadcaster
 from tools.twins.openephys import ZmqInterface
 
@@ -70,6 +73,55 @@ def test_a_plain_client_reads_the_zmq_interface_as_the_documentation_says():
     blocks = [h["content"] for h in headers if h["type"] == "data"]
     ends = [b["sample_num"] + b["num_samples"] for b in blocks]
     assert [b["sample_num"] for b in blocks[1:]] == ends[:-1]
+
+
+@pytest.mark.parametrize(("kind", "step"), [(np.int16, 0.25), (np.float32, 1.0)])
+def test_continuous_channels_hold_the_traces_over_and_over(kind, step):
+    traces = np.random.default_rng(0).integers(-500, 500, (1000, 3)).astype(kind)
+    with ZmqInterface(FEED, port=free_port(), hwm=0, traces=traces, step_uv=0.25,
+                      stream="100 %") as twin:
+        context = zmq.Context()
+        socket = context.socket(zmq.SUB)
+        socket.setsockopt(zmq.RCVTIMEO, 10_000)
+        socket.connect(f"tcp://127.0.0.1:{twin.port}")
+        socket.subscribe(b"DATA")
+        assert twin._socket.poll(10_000)
+        twin.play(0, 3000)
+        found = [[], [], []]
+        for number in range(3 * 4):
+            _, header, payload = socket.recv_multipart()
+            content = json.loads(header)["content"]
+            assert content["channel_num"] == number % 3
+            assert content["channel_name"] == f"AP{number % 3}"
+            assert content["stream"] == "100 %"
+            found[number % 3].append(np.frombuffer(payload, "<f4"))
+        context.destroy(linger=0)
+    samples = np.array([np.concatenate(channel) for channel in found]).T
+    expected = traces[np.arange(len(samples)) % 1000] * np.float32(step)
+    np.testing.assert_array_equal(samples, expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_generated_samples_hold_the_spikes_that_they_are_said_to():
+    pytest.importorskip("spikeinterface.core")
+    made = generate(6, 2.0, seed=3)
+    assert (made.traces.shape, made.traces.dtype) == ((60_000, 6), np.float32)
+    lowest = made.traces.min(axis=1)
+    inside = made.samples[(made.samples > 30) & (made.samples < 59_970)]
+    around = np.array([lowest[s - 30 : s + 30].min() for s in inside])
+    assert len(inside) > 20
+    assert np.median(around) < 2 * np.median(lowest)  # microvolts, and below the noise
+    np.testing.assert_allclose(made.steps(0.5) * 0.5, made.traces, atol=0.25)
+
+
+@pytest.mark.parametrize("twin", [openephys, spikeglx])
+def test_without_the_generator_one_line_says_so(twin, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "spikeinterface.core", None)
+    monkeypatch.setattr(sys, "argv", ["twin", "--generate", "--port=0", "--channels=4"])
+    assert twin.main() == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "pip install spikeinterface" in error
 
 
 def test_the_default_queue_drops_in_silence():

@@ -5,8 +5,9 @@
 Sends what plugin 1.0 in GUI 1.0 sends: spikes electrode by electrode, the end of a block with the
 next one, then one block message a selected channel; headers as JUCE prints them; a PUB socket with
 the default queue of 1000 messages, that drops silently; ports that move up by two when taken; a
-heartbeat socket on the next port. `version="0.2"` sends the old names. Prints a line of JSON with
-its ports, and one with what was sent and dropped at the end.
+heartbeat socket on the next port. `version="0.2"` sends the old names. The samples of continuous
+channels are zeros, or `--raw` and `--generate` say otherwise. Prints a line of JSON with its ports,
+and one with what was sent and dropped at the end.
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ import json
 import sys
 import threading
 import time
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 import numpy as np
 import zmq
+from numpy.typing import NDArray
 
+from neds_rt.errors import BadInput
 from neds_rt.stats import percentiles
 from tools.twins.feed import (
     DEFAULT_HWM,
@@ -31,8 +35,12 @@ from tools.twins.feed import (
     feed_of,
     gui_blocks,
 )
+from tools.twins.generated import generate
+from tools.twins.spikeglx import LOOP_S, make_ap_band
 
 SAMPLES_A_SPIKE = 40
+STEP_UV = 0.195  # of the ADC, for traces that are whole numbers
+Traces = NDArray[np.int16] | NDArray[np.float32]
 
 
 @dataclass
@@ -49,14 +57,20 @@ class Sent:
 
 
 class ZmqInterface:
-    """One plugin: binds its two ports, then sends acquisitions block by block."""
+    """One plugin: binds its two ports, then sends acquisitions block by block.
+
+    `traces` (n, channels) are what the selected channels hold, played over and over: float32 in
+    microvolts, as they are sent, or int16 in steps of `step_uv`. Without them they hold zeros.
+    """
 
     def __init__(
         self, feed: Feed, *, port: int = 5556, stream: str = "ProbeA-AP", channels: int = 1,
         loss: float = 0.0, seed: int = 0, hwm: int = DEFAULT_HWM, version: str = "1.0",
-        heartbeat: bool = True,
+        heartbeat: bool = True, traces: Traces | None = None, step_uv: float = STEP_UV,
     ) -> None:
-        self.feed, self.stream, self.channels, self.version = feed, stream, channels, version
+        self.feed, self.stream, self.version = feed, stream, version
+        self.channels = channels if traces is None else traces.shape[1]
+        self._traces, self._step_uv = traces, np.float32(step_uv)
         self.number, self.sent = 0, Sent()
         self.heartbeats: list[dict[str, Any]] = []
         self._loss, self._rng = loss, np.random.default_rng(seed)
@@ -128,13 +142,26 @@ class ZmqInterface:
                 self.sent.late_us.append((time.monotonic_ns() - due) / 1e3)
             self.send_block(block)
 
-    def send_block(self, block: Block) -> None:
-        """Send one block: spikes, then a message a channel."""
+    def send_block(self, block: Block, lost: Collection[int] = ()) -> None:
+        """Send one block: spikes, then a message a channel, but for those that are `lost`."""
         for row in block.rows.tolist():
             self.send_spike(row)
+        text = juce_json(self._block_header(block))
+        samples = self.samples(block)
         for channel in range(self.channels):
-            self._send(b"DATA\0", juce_json(self._block_header(block, channel)),
-                       bytes(4 * (block.end - block.begin)), closes=True)
+            filled = text % {"number": self.number + 1, "channel": channel,
+                             "time": time.time_ns() // 1_000_000}
+            self._send(b"DATA\0", filled, samples[channel].data, closes=True,
+                       lost=channel in lost)
+
+    def samples(self, block: Block) -> NDArray[np.float32]:
+        """Return what the channels hold in a block, (channels, samples) in microvolts."""
+        if self._traces is None:
+            return np.zeros((self.channels, block.end - block.begin), "<f4")
+        rows = self._traces[np.arange(block.begin, block.end) % len(self._traces)]
+        if rows.dtype == np.int16:
+            rows = rows * self._step_uv
+        return np.ascontiguousarray(rows.T, "<f4")
 
     def send_spike(self, row: int) -> None:
         """Send one spike of the feed."""
@@ -174,12 +201,12 @@ class ZmqInterface:
         self.close()
 
     def _send(
-        self, envelope: bytes, text: str, payload: bytes, *, row: int | None = None,
-        closes: bool = False,
+        self, envelope: bytes, text: str, payload: bytes | memoryview, *, row: int | None = None,
+        closes: bool = False, lost: bool = False,
     ) -> bool:
         """Send or drop one message."""
         self.number += 1
-        if self._loss and self._rng.random() < self._loss:
+        if lost or (self._loss and self._rng.random() < self._loss):
             self.sent.dropped.append(self.number)
             if row is not None:
                 self.sent.dropped_spikes.append(row)
@@ -211,16 +238,19 @@ class ZmqInterface:
                  "threshold": [-50.0]}
         return {"message_num": number, "type": "spike", "spike": spike, "timestamp": "%(time)d"}
 
-    def _block_header(self, block: Block, channel: int) -> dict[str, Any]:
-        n, number = block.end - block.begin, self.number + 1
+    def _block_header(self, block: Block) -> dict[str, Any]:
+        """Return a block's header with number, channel and time yet to be filled in."""
+        n, stream = block.end - block.begin, self.stream.replace("%", "%%")
         if self.version == "0.2":
             content = {"n_channels": self.channels, "n_samples": n, "n_real_samples": n,
                        "timestamp": block.begin, "sample_rate": int(self.feed.fs)}
-            return {"message_no": number, "type": "data", "content": content, "data_size": 4 * n}
-        content = {"stream": self.stream, "channel_num": channel, "channel_name": f"AP{channel}",
-                   "num_samples": n, "sample_num": block.begin, "sample_rate": self.feed.fs}
-        return {"message_num": number, "type": "data", "content": content, "data_size": 4 * n,
-                "timestamp": time.time_ns() // 1_000_000}
+            return {"message_no": "%(number)d", "type": "data", "content": content,
+                    "data_size": 4 * n}
+        content = {"stream": stream, "channel_num": "%(channel)d",
+                   "channel_name": "AP%(channel)d", "num_samples": n, "sample_num": block.begin,
+                   "sample_rate": self.feed.fs}
+        return {"message_num": "%(number)d", "type": "data", "content": content,
+                "data_size": 4 * n, "timestamp": "%(time)d"}
 
 
 def juce_json(value: dict[str, Any]) -> str:
@@ -231,6 +261,15 @@ def juce_json(value: dict[str, Any]) -> str:
     return text
 
 
+def traces_of(args: argparse.Namespace, feed: Feed) -> Traces | None:
+    """Return what the channels hold, as the arguments ask; raises `BadInput` if that is missing."""
+    if args.raw:
+        return make_ap_band(args.channels, LOOP_S, fs=feed.fs, seed=args.seed)[0]
+    if args.generate:
+        return generate(args.channels, LOOP_S, fs=feed.fs, seed=args.seed).traces
+    return None
+
+
 def main() -> int:
     """Entry point of the process."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -238,13 +277,23 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=5556, help="data port (default 5556)")
     parser.add_argument("--stream", default="ProbeA-AP", help="name of the stream")
     parser.add_argument("--channels", type=int, default=1, help="channels selected (default 1)")
+    raw = parser.add_mutually_exclusive_group()
+    raw.add_argument("--raw", action="store_true", help="channels hold an AP band, not zeros")
+    raw.add_argument("--generate", action="store_true",
+                     help="channels hold a recording made by SpikeInterface")
     parser.add_argument("--acquisitions", type=int, default=1, help="how often it is started")
     parser.add_argument("--loss", type=float, default=0.0, help="share of messages dropped")
     parser.add_argument("--version", choices=("1.0", "0.2"), default="1.0", help="of the plugin")
     args = parser.parse_args()
     feed = feed_of(args)
+    try:
+        traces = traces_of(args, feed)
+    except BadInput as error:
+        print(error, file=sys.stderr)
+        return 2
     with ZmqInterface(feed, port=args.port, stream=args.stream, channels=args.channels,
-                      loss=args.loss, seed=args.seed, hwm=args.hwm, version=args.version) as twin:
+                      loss=args.loss, seed=args.seed, hwm=args.hwm, version=args.version,
+                      traces=traces) as twin:
         print(json.dumps({"port": twin.port, "stream": twin.stream}), flush=True)
         twin.wait(600.0)
         if args.on_line:

@@ -1,12 +1,13 @@
-"""Twin of SpikeGLX's command server: the queries a client asks, and FETCH of an imec stream.
+"""Twin of SpikeGLX's command server: the queries a client asks, and FETCH of a stream.
 
-    python tools/twins/spikeglx.py --port 4142 --channels 384
-    python tools/twins/spikeglx.py --file run_g0_t0.imec0.ap.bin --channels 385
+    python -m tools.twins.spikeglx --port 4142 --channels 384
+    python -m tools.twins.spikeglx --file run_g0_t0.imec0.ap.bin --channels 385
+    python -m tools.twins.spikeglx --generate  # where SpikeInterface is installed
 
 As the real one: commands are lines, replies end in `OK` or are one `ERROR` line; five errors in a
-row close the connection; samples older than the queue are "Too late"; a fetch of what is not there
-yet waits up to three times for 24 samples (two packets of a probe) and then sends none. Plays
-`data` over and over, at real time or as far as `advance` says.
+row close the connection, and so do ten seconds without a command; samples older than the queue are
+"Too late"; a fetch of what is not there yet waits up to three times for 24 samples (two packets of
+a probe) and then sends none. Plays `data` over and over, at real time or as far as `advance` says.
 """
 
 from __future__ import annotations
@@ -18,32 +19,45 @@ import socketserver
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from neds_rt.errors import BadInput
+from tools.twins.generated import generate
+
 VERSION = "20250325-phase30"
 QUEUE_S = 8.0
 MAX_ERRORS = 5
 LOOP_S = 8.0  # of samples made, then they begin anew
 PACKETS = 24  # samples that a fetch waits for
+IDLE_S = 10.0  # without a command: the connection is closed
+STEP_UV = 2.34375
+FILTERED, ONEBOX, IMEC = -2, 1, 2  # streams, by `js`
 
 
 class SpikeGlxTwin:
     """The server, bound to a port of this machine, in threads of its own.
 
-    `data` is (n, AP channels) int16; LF channels are not there and a sync channel of zeros is.
+    `data` is (n, AP channels) int16. `lf` channels of zeros follow them, and the sync word: zeros,
+    or `sync` (m,) int16, which is played over and over on its own. `others` are the samples of
+    further streams that count as it does: -2, what SpikeGLX filters where that is enabled, and 1,
+    the analog inputs of a OneBox, followed by a digital word and the sync word.
     With `paced` False the count stands still until `advance`. `fault` spoils the next fetch:
     `close`, `truncate`, `garbage`, `no_ok`, `hang`, `too_many`, `backwards`, `error`.
     """
 
     def __init__(
         self, data: NDArray[np.int16], *, fs: float = 30_000.0, port: int = 0, paced: bool = True,
-        queue_s: float = QUEUE_S,
+        queue_s: float = QUEUE_S, lf: int = 0, sync: NDArray[np.int16] | None = None,
+        idle_s: float = IDLE_S, others: Mapping[int, NDArray[np.int16]] | None = None,
     ) -> None:
         self.data, self.fs, self.queue_s, self._paced = data, fs, queue_s, paced
+        self.others = dict(others or {})
+        self.lf, self.sync = lf, np.zeros(1, np.int16) if sync is None else sync
         self.running, self.fault, self.fetches = True, "", 0
         self._count, self._began = 0, time.monotonic()
         self._lock = threading.Lock()
@@ -51,7 +65,7 @@ class SpikeGlxTwin:
         twin = self
 
         class Handler(socketserver.StreamRequestHandler):
-            disable_nagle_algorithm = True
+            disable_nagle_algorithm, timeout = True, idle_s
 
             def handle(self) -> None:
                 twin._converse(self.rfile, self.wfile, self.connection)
@@ -89,12 +103,26 @@ class SpikeGlxTwin:
         with self._lock:
             self._count, self.running = count, False
 
-    def samples(self, start: int, n: int) -> NDArray[np.int16]:
-        """Return (n, channels) of the stream."""
-        start %= len(self.data)
-        if start + n <= len(self.data):
-            return self.data[start : start + n]
-        return self.data[np.arange(start, start + n) % len(self.data)]
+    def samples(self, start: int, n: int, js: int = IMEC) -> NDArray[np.int16]:
+        """Return (n, channels) of a stream, its first kind of channels only."""
+        data = self.data if js == IMEC else self.others[js]
+        start %= len(data)
+        if start + n <= len(data):
+            return data[start : start + n]
+        return data[np.arange(start, start + n) % len(data)]
+
+    def _kinds(self, js: int) -> tuple[int, int, int]:
+        """Return how many channels of each kind a stream has: AP, LF, sync, or XA, XD, sync."""
+        if js == ONEBOX:
+            return self.others[ONEBOX].shape[1], 1, 1
+        return self.data.shape[1], self.lf, 1
+
+    def _all(self, start: int, n: int, js: int) -> NDArray[np.int16]:
+        """Return (n, channels of all kinds) of a stream."""
+        words = self.sync[np.arange(start, start + n) % len(self.sync)]
+        between = np.zeros((n, self._kinds(js)[1]), np.int16)
+        whole: NDArray[np.int16] = np.c_[self.samples(start, n, js), between, words]
+        return whole
 
     def close(self) -> None:
         """Stop listening and drop all connections."""
@@ -159,25 +187,28 @@ class SpikeGlxTwin:
         if command == "GETRUNNAME":
             return "twin"
         if command == "GETSTREAMNP":
-            return "1" if words[0] == "2" else "0"
+            return str(int(abs(int(words[0])) == IMEC or int(words[0]) in self.others))
         if not command.startswith("GETSTREAM"):
             return None
-        self._check_stream(command, words)
-        channels = self.data.shape[1]
+        kinds = self._kinds(self._stream(command, words))
         return {
-            "GETSTREAMACQCHANS": f"{channels} 0 1",
+            "GETSTREAMACQCHANS": " ".join(map(str, kinds)),
             "GETSTREAMSAMPLERATE": f"{self.fs:.6f}",
             "GETSTREAMSAMPLECOUNT": str(self.count if self.running else 0),
-            "GETSTREAMI16TOVOLTS": "2.34375e-06",
+            "GETSTREAMI16TOVOLTS": f"{STEP_UV * 1e-6:g}",
             "GETSTREAMMAXINT": "512",
-            "GETSTREAMSAVECHANS": " ".join(map(str, range(channels + 1))),
+            "GETSTREAMSAVECHANS": " ".join(map(str, range(sum(kinds)))),
         }.get(command)
 
-    def _check_stream(self, command: str, words: list[str]) -> None:
-        if words[0] not in ("2", "-2"):
+    def _stream(self, command: str, words: list[str]) -> int:
+        """Return the stream that a command names."""
+        js, ip = int(words[0]), int(words[1])
+        if js not in (FILTERED, 0, ONEBOX, IMEC):
             raise ValueError(f"{command}: js must be in range [0..2].")
-        if words[1] != "0":
-            raise ValueError(f"{command}: ip must be in range [0..0].")
+        n = int(abs(js) == IMEC or js in self.others)
+        if not 0 <= ip < n:
+            raise ValueError(f"{command}: ip must be in range [0..{n - 1}].")
+        return js
 
     def _spoiled(self, words: list[str]) -> bytes | None:
         fault, self.fault = self.fault, ""
@@ -202,8 +233,8 @@ class SpikeGlxTwin:
     def _fetch(self, words: list[str], back: int = 0) -> bytes:
         if len(words) < 4:
             raise ValueError("FETCH: Requires at least 4 params.")
-        self._check_stream("FETCH", words)
-        if not self.running:
+        js = self._stream("FETCH", words)
+        if not self.running or (js != IMEC and js not in self.others):
             raise ValueError("FETCH: Not running or stream not enabled.")
         start, most = int(words[2]), int(words[3])
         for _ in range(3):
@@ -214,21 +245,30 @@ class SpikeGlxTwin:
                 break
             time.sleep(min(max((start + PACKETS - end) / self.fs, 250e-6), 2e-3))
         n = min(max(end - start, 0), most)
-        found = self.samples(start, n)
         chosen = words[4] if len(words) > 4 else "-1#"
         if chosen in ("-1#", "-2#"):
-            found = np.c_[found, np.zeros(n, np.int16)]
+            found = self._all(start, n, js)
         else:
-            channels = [int(c) for c in chosen.rstrip("#").split("#")]
-            if max(channels) >= self.data.shape[1] or min(channels) < 0:
+            # As the server does: a set, sent in the order that the stream has.
+            channels = sorted({int(c) for c in chosen.rstrip("#").split("#")})
+            kinds = self._kinds(js)
+            if channels[-1] >= sum(kinds) or channels[0] < 0:
                 raise ValueError("Subset: Channel out of range.")
-            if channels != list(range(self.data.shape[1])):  # all of them are there as they are
-                found = found[:, channels]
+            if channels == list(range(kinds[0])):  # all of them are there as they are
+                found = self.samples(start, n, js)
+            else:
+                found = self._all(start, n, js)[:, channels]
         step = int(words[5]) if len(words) > 5 else 1
         found = found[:: max(1, step)]
         self.fetches += 1
         head = f"BINARY_DATA {found.shape[1]} {len(found)} uint64({start - back})\n"
         return head.encode() + found.astype("<i2").tobytes() + b"OK\n"
+
+
+def sync_words(fs: float = 30_000.0, bit: int = 6) -> NDArray[np.int16]:
+    """Return the sync word over a second: the square wave of 1 Hz that SpikeGLX makes."""
+    n = round(fs)
+    return ((np.arange(n) >= n // 2).astype(np.int16) << bit).astype(np.int16)
 
 
 def make_ap_band(
@@ -269,16 +309,25 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--port", type=int, default=4142, help="default 4142")
     parser.add_argument("--channels", type=int, default=384, help="of the stream or the file")
-    parser.add_argument("--file", type=Path, help="int16 samples, sample-major, played in a loop")
+    samples = parser.add_mutually_exclusive_group()
+    samples.add_argument("--file", type=Path, help="int16 samples, sample-major, played in a loop")
+    samples.add_argument("--generate", action="store_true", help="samples by SpikeInterface")
     parser.add_argument("--seed", type=int, default=0, help="of the samples, without a file")
+    parser.add_argument("--sync", action="store_true", help="1 Hz on bit 6 of the sync word")
     parser.add_argument("--on-line", action="store_true", help="run only after a line of input")
     parser.add_argument("--seconds", type=float, default=20.0, help="of that run (default 20)")
     args = parser.parse_args()
     if args.file:
         data: NDArray[np.int16] = np.memmap(args.file, np.int16, "r").reshape(-1, args.channels)
+    elif args.generate:
+        try:
+            data = generate(args.channels, LOOP_S, seed=args.seed).steps(STEP_UV)
+        except BadInput as error:
+            print(error, file=sys.stderr)
+            return 2
     else:
         data = make_ap_band(args.channels, LOOP_S, seed=args.seed)[0]
-    with SpikeGlxTwin(data, port=args.port) as twin:
+    with SpikeGlxTwin(data, port=args.port, sync=sync_words() if args.sync else None) as twin:
         if args.on_line:
             play_once(twin, args.seconds)
             return 0

@@ -4,7 +4,8 @@
 
 As `trodesnetwork` has it: a PUB socket at the known port says again and again where questions are
 answered; `get` and `add` go there; the stream is a PUB socket on a port of its own, one MessagePack
-map a message, with no topic and no number. Spikes of a packet come by nTrode, not by time.
+map a message, with no topic and no number. Spikes of a packet come by nTrode, not by time. Digital
+inputs are a stream of their own, `source.digital`.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class TrodesTwin:
         self._replier = self._context.socket(zmq.REP)
         self._replier.bind("tcp://127.0.0.1:*")
         self._spikes: Any = None
+        self._digital: Any = None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._answer, daemon=True)
         self._thread.start()
@@ -53,19 +55,38 @@ class TrodesTwin:
 
     def offer_spikes(self) -> str:
         """Open `source.spikes` on a new port, as a start of Trodes does; return its endpoint."""
-        if self._spikes is not None:
-            self._spikes.close(linger=0)
-        self._spikes = self._context.socket(zmq.XPUB)  # drops like a PUB, and hears subscribers
-        self._spikes.setsockopt(zmq.SNDHWM, self._hwm)
-        self._spikes.bind("tcp://127.0.0.1:*")
-        endpoint = self._spikes.get_string(zmq.LAST_ENDPOINT)
-        self.names["source.spikes"] = endpoint
-        return str(endpoint)
+        self._spikes = self._offer("source.spikes", self._spikes)
+        return self.names["source.spikes"]
 
-    def wait(self, seconds: float = 30.0) -> None:
-        """Wait until somebody has subscribed to the spikes."""
-        if not self._spikes.poll(int(seconds * 1000)) or self._spikes.recv() != b"\x01":
+    def offer_digital(self) -> str:
+        """Open `source.digital` on a new port; return its endpoint."""
+        self._digital = self._offer("source.digital", self._digital)
+        return self.names["source.digital"]
+
+    def _offer(self, name: str, old: Any) -> Any:
+        if old is not None:
+            old.close(linger=0)
+        socket = self._context.socket(zmq.XPUB)  # drops like a PUB, and hears subscribers
+        socket.setsockopt(zmq.SNDHWM, self._hwm)
+        socket.bind("tcp://127.0.0.1:*")
+        self.names[name] = str(socket.get_string(zmq.LAST_ENDPOINT))
+        return socket
+
+    def wait(self, seconds: float = 30.0, *, digital: bool = False) -> None:
+        """Wait until somebody has subscribed to the spikes, or to the digital inputs."""
+        socket = self._digital if digital else self._spikes
+        if not socket.poll(int(seconds * 1000)) or socket.recv() != b"\x01":
             raise TimeoutError("nobody subscribed")
+
+    def send_digital(self, message: Any) -> None:
+        """Send one message of `source.digital`, packed unless it is bytes."""
+        packed = message if isinstance(message, bytes) else msgspec.msgpack.encode(message)
+        self._digital.send(packed)
+
+    def send_inputs(self, sample: int, *inputs: int) -> None:
+        """Send the state of 16 digital inputs at a sample: those named are high."""
+        word = sum(1 << i for i in inputs).to_bytes(2, "little")
+        self.send_digital({"localTimestamp": sample, "digitalData": [word]})
 
     def send(self, message: Any) -> None:
         """Send one message, packed unless it is bytes."""

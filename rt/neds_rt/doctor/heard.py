@@ -21,10 +21,10 @@ from neds_rt.sources.oebroadcast import (
     read_event,
     read_raw_spike,
 )
-from neds_rt.sources.openephys import TTL_BYTES
 from neds_rt.sources.openephys_wire import (
     ENVELOPES,
     MAX_HEADER_BYTES,
+    TTL_BYTES,
     Block,
     DataMessage,
     EventMessage,

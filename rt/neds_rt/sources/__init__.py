@@ -46,7 +46,7 @@ class Source(Protocol):
     # What to log when a counter first moves; kinds that are not here are part of normal work.
     messages: Mapping[str, str]
     # Rising edges of the line that all probes share: sample and time of receipt in ns, appended by
-    # `receive` and taken by another thread. None where the program does not deliver them.
+    # whatever thread hears of them and taken by another. None where `?sync=` did not ask for them.
     edges: deque[tuple[int, int]] | None
 
     @property

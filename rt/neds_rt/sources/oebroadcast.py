@@ -1,6 +1,6 @@
 """Open Ephys, plugin Event Broadcaster: spikes of all streams, as JSON or raw binary.
 
-    oe-events://HOST[:5557][?stream=NAME&hold_ms=50&rate=30000]
+    oe-events://HOST[:5557][?stream=NAME&hold_ms=50&rate=30000&sync=LINE]
 
 Two ZeroMQ parts, `[u2 kind][body]`, kind 0 for TTL and 1 for a spike; the body says itself whether
 it is JSON or binary. There is no message number, so lost messages cannot be noticed, only lost
@@ -9,7 +9,8 @@ spike, which has to cover a block of the GUI and the 100 samples that come with 
 Prefer ZMQ Interface (`oe://`).
 
 Binary spikes have numbers for names: stream id, and the electrode's index in its stream. They do
-not tell the sampling rate, which `rate` has to.
+not tell the sampling rate, which `rate` has to. TTL events are of use as a pulse that all probes
+record (`sync`), and only those of the stream whose spikes are taken: they count in its samples.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import zmq
 from neds_rt.errors import BadInput
 from neds_rt.sources.address import parse_address
 from neds_rt.sources.bridge import Bridge
+from neds_rt.sources.edges import TTL_LINES, edge_queue
 from neds_rt.sources.frame import Frame
 from neds_rt.sources.heartbeat import Link, open_subscriber, receive_parts
 from neds_rt.sources.holdback import HoldBack
@@ -41,6 +43,8 @@ TTL_KIND, SPIKE_KIND = b"\0\0", b"\1\0"
 RAW_SPIKE, RAW_TTL = 2, 1
 # base type, electrode type, source node, stream id, channel index, sample, seconds, sorted id
 _RAW = struct.Struct("<BBHHHqdH")
+# base type, event type, source node, stream id, channel index, sample, seconds, line, state
+_RAW_TTL = struct.Struct("<BBHHHqdBB")
 RAW_TTL_BYTES = 34
 ELECTRODE_CHANNELS = {1: 1, 2: 2, 3: 4}  # single, stereotrode, tetrode
 
@@ -48,7 +52,7 @@ MESSAGES = {
     "bad_parts": "a message was refused: it does not have two parts (plugin 0.1 sends three)",
     "bad_kind": "a message was refused: neither TTL nor spike (another plugin's port?)",
     "bad_body": "a message was refused: its body is neither the JSON nor the binary it should be",
-    "bad_range": "a spike has an impossible sample number",
+    "bad_range": "a message has an impossible sample number or rate",
     "no_rate": "binary spikes do not tell the sampling rate; give it as ?rate=",
     "backwards": "spikes came later than ?hold_ms allows, or far ahead, and were dropped",
     "restarts": "acquisition was started anew",
@@ -66,6 +70,7 @@ class Options(msgspec.Struct, frozen=True):
     stream: str = ""  # empty: that of the first spike
     hold_ms: float = 50.0  # how far the watermark stays behind the newest spike
     rate: float = 0.0  # of binary spikes; JSON tells it
+    sync: int | None = None  # line (from 0) of a pulse that all probes record, to align clocks by
 
 
 class SpikeEvent(msgspec.Struct, tag="spike", tag_field="event_type", gc=False):
@@ -83,6 +88,8 @@ class TtlEvent(msgspec.Struct, tag="ttl", tag_field="event_type", gc=False):
 
     sample_number: int
     stream: str = ""
+    line: int = -1
+    state: bool | int = False  # the documentation has it as a number
 
 
 _decode = msgspec.json.Decoder(SpikeEvent | TtlEvent).decode
@@ -126,7 +133,6 @@ class BroadcastSource:
     """Spikes of one stream of an Event Broadcaster as native frames."""
 
     messages = MESSAGES
-    edges = None
 
     def __init__(self, name: str, uri: str, *, units: UnitMap, insecure: bool = False) -> None:
         self.name, self.uri = name, uri
@@ -138,6 +144,8 @@ class BroadcastSource:
         if not 0 <= options.rate <= 1e7:
             raise BadInput(where, "URI option", f"rate={options.rate}", "a sampling rate in Hz")
         self.address, self._units = address, units
+        self.edges = edge_queue(where, options.sync, TTL_LINES)
+        self._line = options.sync
         self.counters = dict.fromkeys(COUNTERS, 0)
         self._bridge = Bridge(name)
         self._hold = HoldBack(self._bridge, options.hold_ms * 1e-3)
@@ -217,13 +225,17 @@ class BroadcastSource:
             return self._spike(message.stream, message.electrode, message.sample_number,
                                message.sorted_id, message.sample_rate, frame)
         else:
-            counters["ttl_events"] += 1
+            self._ttl(message.stream, message.sample_number, message.line, message.state == 1)
         return False
 
     def _take_raw(self, kind: bytes, body: bytes, frame: Frame) -> bool:
         counters = self.counters
         if kind == TTL_KIND:
-            counters["ttl_events" if is_raw_ttl(body) else "bad_body"] += 1
+            if is_raw_ttl(body):
+                _, _, _, stream, _, sample, _, line, state = _RAW_TTL.unpack_from(body)
+                self._ttl(str(stream), sample, line, state == 1)
+            else:
+                counters["bad_body"] += 1
             return False
         spike = read_raw_spike(body)
         if spike is None:
@@ -234,6 +246,15 @@ class BroadcastSource:
             return False
         return self._spike(spike.stream, spike.electrode, spike.sample, spike.sorted_id,
                            self._raw_rate, frame)
+
+    def _ttl(self, stream: str, sample: int, line: int, high: bool) -> None:
+        self.counters["ttl_events"] += 1
+        if self.edges is None or line != self._line or not high or stream != self._stream:
+            return
+        if abs(sample) > MAX_SAMPLE:
+            self.counters["bad_range"] += 1
+            return
+        self.edges.append((sample, self._last_ns))
 
     def _spike(
         self, stream: str, electrode: str, sample: int, sorted_id: int, fs: float, frame: Frame

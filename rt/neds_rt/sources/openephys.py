@@ -12,7 +12,6 @@ all of that is declared a gap.
 from __future__ import annotations
 
 import math
-from collections import deque
 from typing import Any, Literal
 
 import msgspec
@@ -21,12 +20,14 @@ import zmq
 from neds_rt.errors import BadInput
 from neds_rt.sources.address import Address, parse_address
 from neds_rt.sources.bridge import Bridge
+from neds_rt.sources.edges import TTL_LINES, edge_queue
 from neds_rt.sources.frame import Frame
 from neds_rt.sources.heartbeat import Heartbeat, Link, open_subscriber, receive_parts
 from neds_rt.sources.holdback import HoldBack
 from neds_rt.sources.openephys_wire import (
     ENVELOPES,
     MAX_HEADER_BYTES,
+    TTL_BYTES,
     Block,
     DataMessage,
     EventMessage,
@@ -43,8 +44,6 @@ DEFAULT_PORT = 5556
 RECEIVE_QUEUE = 20_000  # messages
 MAX_PART_BYTES = 8 << 20
 MESSAGES_A_CALL = 1024
-TTL_BYTES = 10
-MAX_EDGES = 1024  # of the shared line, waiting for whom aligns
 FAR_S = 60.0  # a block farther from the last one is believed only in company
 COMPANY = 8  # so many in a row mean that samples count anew
 SILENT_NS = 2_000_000_000
@@ -95,8 +94,7 @@ class OpenEphysSource:
         _check(where, options)
         self.address, self._options, self._units = address, options, units
         self.counters = dict.fromkeys(COUNTERS, 0)
-        self.edges: deque[tuple[int, int]] | None = (
-            None if options.sync is None else deque(maxlen=MAX_EDGES))
+        self.edges = edge_queue(where, options.sync, TTL_LINES)
         self._rising = bytes((options.sync or 0, 1))  # how such an event's numbers begin
         self._bridge = Bridge(name)
         self._hold: HoldBack | None = None
@@ -385,8 +383,6 @@ class OpenEphysSource:
 def _check(where: str, options: Options) -> None:
     if not 0 <= options.lateness <= 1 << 20:
         raise BadInput(where, "URI option", f"lateness={options.lateness}", "0 to 1048576 samples")
-    if options.sync is not None and not 0 <= options.sync < 64:
-        raise BadInput(where, "URI option", f"sync={options.sync}", "a line from 0 to 63")
     for name, most in (("hold_ms", 10_000.0), ("rate", 1e7)):
         value = getattr(options, name)
         if not 0 < value <= most:

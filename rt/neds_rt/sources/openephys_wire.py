@@ -16,6 +16,7 @@ from neds_rt.wire import MAX_SAMPLE
 
 ENVELOPES = (b"DATA\0", b"EVENT\0", b"PARAM\0")  # PARAM: 0.2 only
 MAX_HEADER_BYTES = 65_536
+TTL_BYTES = 10  # of an event: u1 line, u1 state, u8 word of all lines
 MAX_BLOCK = 1 << 20  # samples
 MAX_MESSAGE_NUM = 2**31 - 1  # the plugin counts in an int32
 

@@ -1,12 +1,14 @@
 """SpikeGLX: the AP band fetched over TCP, threshold crossings or matched templates as spikes.
 
     spikeglx://HOST[:4142][?probe=0&js=2&block_ms=5&threshold=5&refractory_ms=1&highpass=300
-                           &reference=median|none]
+                           &reference=median|none&sync=6]
     spikeglx://HOST[:4142]?mode=templates[&templates=FILE&threshold=3.5&refractory_ms=0.7&...]
 
 SpikeGLX has no spike stream. A thread of this source fetches all AP channels, the C++ core filters
 and finds spikes (`neds_rt.sources.raw`), and they go to the server as native frames over an
 in-process socket, so that neither waiting for SpikeGLX nor finding is on the serving thread.
+With `sync` the sync word of the stream is fetched as well, and rising edges of that bit of it are
+a pulse that all probes record; bit 6 is the sync input of an imec stream.
 By threshold a unit is a channel: electrode `AP<channel>`, sorted id 0; the noise is measured over
 the first second, in which nothing is decoded. By templates, electrode and sorted id are the channel
 and the cluster of the sorting.
@@ -19,18 +21,22 @@ import threading
 import time
 from typing import Any
 
+import numpy as np
 import zmq
 
 from neds_rt.errors import BadInput
 from neds_rt.sources import raw
 from neds_rt.sources.address import parse_address
+from neds_rt.sources.edges import EdgeFinder, edge_queue
 from neds_rt.sources.frame import Frame
 from neds_rt.sources.handover import Handover, hand_over
 from neds_rt.sources.raw import RawBand, RawOptions
 from neds_rt.sources.spikeglx_wire import Connection, Refused, Trouble
 from neds_rt.sources.units import UnitMap
+from neds_rt.stats import now_ns
 
 DEFAULT_PORT = 4142
+SYNC_BITS = 16  # of the sync word
 FETCH_S = 0.1  # at most so much a request: what has piled up comes in several
 RETRY_S = 0.25
 MAX_CHANNELS = 4096
@@ -57,15 +63,15 @@ class Options(RawOptions, frozen=True):
     """What stands behind the question mark of the URI."""
 
     probe: int = 0  # SpikeGLX's ip
-    js: int = 2  # 2: imec, -2: imec filtered by SpikeGLX, 1: OneBox
+    js: int = 2  # 2: imec, -2: imec filtered by SpikeGLX, 1: analog inputs of a OneBox
     block_ms: float = 5.0  # fetched at a time while nothing has piled up
+    sync: int | None = None  # bit of the sync word with a pulse that all probes record; imec: 6
 
 
 class SpikeGlxSource:
     """Spikes found in the raw band of one probe, as native frames."""
 
     messages = MESSAGES
-    edges = None
 
     def __init__(self, name: str, uri: str, *, units: UnitMap, insecure: bool = False) -> None:
         self.name, self.uri = name, uri
@@ -73,6 +79,7 @@ class SpikeGlxSource:
         self.address, self._options = parse_address(
             where, uri, DEFAULT_PORT, Options, insecure=insecure)
         _check(where, self._options)
+        self.edges = edge_queue(where, self._options.sync, SYNC_BITS)
         self.counters = dict.fromkeys(COUNTERS, 0)
         band = RawBand(where, name, self._options, units, self.counters)
         self._handover = Handover()
@@ -117,7 +124,11 @@ class Fetcher(threading.Thread):
         self._stop_asked = threading.Event()
         self._connection: Connection | None = None
         self._version, self._channels, self._fs = "", 0, 0.0
-        self._channel_list = ""
+        self._finder: EdgeFinder | None = None
+        if source.edges is not None and options.sync is not None:
+            self._finder = EdgeFinder(options.sync, source.edges)
+        self._sync_channel = 0  # place of the sync word in the stream, behind AP and LF
+        self._columns, self._channel_list = 0, ""  # fetched
         self._samples = bytearray()
         self._next: int | None = None  # sample to be fetched
         self._next_s = 0.0  # and when it was due
@@ -173,17 +184,20 @@ class Fetcher(threading.Thread):
         rate = connection.query(f"GETSTREAMSAMPLERATE {js} {ip}")
         end = self._count(connection)
         try:
-            channels, fs = int(counts[0]), float(rate)
+            of_kinds, fs = [int(n) for n in counts], float(rate)
+            channels, sync_channel = of_kinds[0], sum(of_kinds[:-1])  # AP, LF, sync words
         except (ValueError, IndexError):
             raise Trouble("bad_reply", f"stream of {counts} channels, {rate} Hz") from None
-        if not 0 <= channels <= MAX_CHANNELS or not math.isfinite(fs):
-            raise Trouble("bad_reply", f"stream of {channels} channels, {fs} Hz")
+        if min(of_kinds) < 0 or sum(of_kinds) > MAX_CHANNELS or not math.isfinite(fs):
+            raise Trouble("bad_reply", f"stream of {of_kinds} channels, {fs} Hz")
         if not channels or fs <= self._band.least_rate or end == 0:
             self.state = f"{self._where}: SpikeGLX answers, stream {js} {ip} does not run"
             self._stop_asked.wait(RETRY_S)
             return False
-        if (channels, fs) != (self._channels, self._fs):
-            self._set_up(channels, fs)
+        if self._finder is not None and (len(of_kinds) < 2 or not of_kinds[-1]):
+            raise Trouble("wrong_stream", "the stream has no sync word to take ?sync= from")
+        if (channels, sync_channel, fs) != (self._channels, self._sync_channel, self._fs):
+            self._set_up(channels, sync_channel, fs)
             end = self._count(connection)  # setting up a matcher takes a second or more
         self._resume(end)
         self.state = f"fetching {channels} channels at {fs:g} Hz from {self._where}"
@@ -197,14 +211,17 @@ class Fetcher(threading.Thread):
             raise Trouble("bad_reply", f"sample count {count!r}")
         return int(count)
 
-    def _set_up(self, channels: int, fs: float) -> None:
+    def _set_up(self, channels: int, sync_channel: int, fs: float) -> None:
         try:
             self._band.set_up(f"imec{self._options.probe}.ap", channels, fs)
         except BadInput as error:
             raise Trouble("wrong_stream", str(error)) from error
-        self._channels, self._fs, self._next = channels, fs, None
-        self._channel_list = "".join(f"{c}#" for c in range(channels))
-        self._samples = bytearray(2 * channels * max(1, round(FETCH_S * fs)))
+        self._channels, self._sync_channel = channels, sync_channel
+        self._fs, self._next = fs, None
+        wanted = [*range(channels), *([sync_channel] if self._finder is not None else [])]
+        self._columns = len(wanted)
+        self._channel_list = "".join(f"{c}#" for c in wanted)
+        self._samples = bytearray(2 * self._columns * max(1, round(FETCH_S * fs)))
 
     def _resume(self, end: int) -> None:
         """Go on where we were, if the stream's count `end` is what it should be by now."""
@@ -226,7 +243,7 @@ class Fetcher(threading.Thread):
             assert self._next is not None
             try:
                 n, head = connection.fetch(
-                    js, ip, self._next, self._channel_list, self._channels, into)
+                    js, ip, self._next, self._channel_list, self._columns, into)
             except Refused as refused:
                 if refused.kind != "too_late":
                     raise
@@ -237,7 +254,7 @@ class Fetcher(threading.Thread):
             if n:
                 if not self._follows(head):
                     return
-                self._find(into[: 2 * n * self._channels], n, head, push)
+                self._find(into[: 2 * n * self._columns], n, head, push)
             elif time.monotonic() - self._next_s > JUMP_S:
                 return
             if n < want:
@@ -263,7 +280,12 @@ class Fetcher(threading.Thread):
         return True
 
     def _find(self, data: memoryview, n: int, head: int, push: zmq.Socket[bytes]) -> None:
-        told = self._band.push(data, n, head, self._frame)
+        samples: Any = data
+        if self._finder is not None:  # the last column is the sync word
+            words = np.frombuffer(data, "<i2").reshape(n, self._columns)
+            self._finder.take(words[:, -1], head, now_ns())
+            samples = np.ascontiguousarray(words[:, :-1])
+        told = self._band.push(samples, n, head, self._frame)
         self._next, self._next_s = head + n, time.monotonic()
         if not told:
             return

@@ -98,11 +98,16 @@ class Connection:
         self.close()
 
     def _send(self, command: str) -> None:
-        self._socket.sendall(command.encode() + b"\n")
+        try:
+            self._socket.sendall(command.encode() + b"\n")
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise Trouble("closed", "the server closed the connection") from error
 
     def _line(self) -> bytes:
         try:
             line = self._file.readline(MAX_LINE_BYTES)
+        except ConnectionResetError as error:
+            raise Trouble("closed", "the server closed the connection") from error
         except TimeoutError as error:
             raise Trouble("no_reply", f"no reply for {TIMEOUT_S:g} s") from error
         if line.endswith(b"\n"):

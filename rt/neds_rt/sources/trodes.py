@@ -1,6 +1,6 @@
 """Trodes: `source.spikes` of its network, sorted spikes one by one.
 
-    trodes://HOST[:49152][?hold_ms=50&rate=30000&name=source.spikes]
+    trodes://HOST[:49152][?hold_ms=50&rate=30000&name=source.spikes&sync=INPUT]
 
 The network's directory says where the stream is, on a port that is another one at every start; it
 is asked beside the hot path and asked again when the stream falls silent. A message is a
@@ -8,7 +8,8 @@ MessagePack map of nTrode, cluster and sample count. It has no number, so lost m
 noticed, only lost connections, and nothing says what is complete: the watermark stays `hold_ms`
 behind the newest spike. Clusters from 1 on are sorted units; the nTrode is the channel of the
 bundle's unit table, unless `--units` says otherwise. `rate` is that of the counts, which the
-messages do not tell.
+messages do not tell. With `sync`, rising edges of that digital input are taken from
+`source.digital` (`trodes_digital.py`).
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ import zmq
 from neds_rt.errors import BadInput
 from neds_rt.sources.address import parse_address
 from neds_rt.sources.bridge import Bridge
+from neds_rt.sources.edges import edge_queue
 from neds_rt.sources.frame import Frame
 from neds_rt.sources.heartbeat import Link, open_subscriber
 from neds_rt.sources.holdback import HoldBack
+from neds_rt.sources.trodes_digital import DigitalReader
 from neds_rt.sources.trodes_directory import Directory
 from neds_rt.sources.units import UnitMap
 from neds_rt.stats import now_ns
@@ -35,6 +38,7 @@ RECEIVE_QUEUE = 20_000  # messages
 MAX_PART_BYTES = 1 << 16
 MESSAGES_A_CALL = 1024
 SILENT_NS = 2_000_000_000
+DIGITAL_INPUTS = 4096  # far more than any hardware has
 
 MESSAGES = {
     "bad_message": "a message was refused: not a map of nTrodeId, cluster and localTimestamp",
@@ -46,8 +50,9 @@ MESSAGES = {
     "restarts": "acquisition was started anew",
     "unsorted_spikes": "unsorted spikes were dropped, no unit of the model has cluster 0",
     "overfull": "more spikes came than fit into the buffer",
+    "bad_digital": "a message of source.digital was refused, or has no such input",
 }
-COUNTERS = ("messages", "spikes", "unknown_spikes", *MESSAGES)
+COUNTERS = ("messages", "spikes", "unknown_spikes", "digital_messages", *MESSAGES)
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -56,6 +61,7 @@ class Options(msgspec.Struct, frozen=True):
     hold_ms: float = 50.0  # how far the watermark stays behind the newest spike
     rate: float = 30_000.0  # of the sample counts, in Hz
     name: str = "source.spikes"
+    sync: int | None = None  # digital input (from 0) with a pulse that all probes record
 
 
 class TrodesSpike(msgspec.Struct, gc=False):
@@ -73,7 +79,6 @@ class TrodesSource:
     """Spikes of a Trodes network as native frames."""
 
     messages = MESSAGES
-    edges = None
 
     def __init__(self, name: str, uri: str, *, units: UnitMap, insecure: bool = False) -> None:
         self.name, self.uri = name, uri
@@ -84,6 +89,7 @@ class TrodesSource:
             if not 0 < value <= most:
                 expected = f"above 0, at most {most:g}"
                 raise BadInput(where, "URI option", f"{field}={value}", expected)
+        self.edges = edge_queue(where, options.sync, DIGITAL_INPUTS)
         self.counters = dict.fromkeys(COUNTERS, 0)
         self._units, self._fs = units, options.rate
         self._bridge = Bridge(name)
@@ -104,6 +110,11 @@ class TrodesSource:
         self._socket.connect(wake)
         self._wake.poll(1000)  # the subscription, which is already on its way
         self._connected, self._told, self._last_ns = "", "", 0
+        self._digital: DigitalReader | None = None
+        if self.edges is not None and options.sync is not None:
+            self._digital = DigitalReader(
+                address.endpoint, options.sync, self.edges, self.counters, insecure=insecure)
+            self._digital.start()
 
     @property
     def pollable(self) -> zmq.Socket[bytes]:
@@ -146,11 +157,14 @@ class TrodesSource:
 
     def report(self) -> dict[str, Any]:
         """Return endpoint, rate and units."""
+        digital = {} if self._digital is None else {"digital_endpoint": self._digital.endpoint}
         return {"endpoint": self._connected, "fs": self._fs, "sessions": self._bridge.n_sessions,
-                "units": self._units.report()}
+                "units": self._units.report(), **digital}
 
     def close(self) -> None:
         """Close all sockets; the thread that tends has ended."""
+        if self._digital is not None:
+            self._digital.end()
         self._directory.close()
         self._link.close()
         self._socket.close()
