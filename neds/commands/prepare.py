@@ -12,7 +12,7 @@ session is there already, from the same content and options, is not read again.
 
     neds prepare --reader bwb brain-wide-bench/pretrain/*.h5 --out sessions
 
-    neds prepare --reader session monday.h5 --out sessions          # from neds-rt record
+    neds prepare --reader session monday.h5 --out sessions
 
 Options of a reader (--set, or one TOML file), of all but arrays and session: fs, keep, keep_silent,
 session, subject; and of
