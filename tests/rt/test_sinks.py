@@ -230,7 +230,7 @@ def test_a_crossing_becomes_one_pulse_in_the_gui():
         for _ in range(20):
             outlet.write(decode(0.95), time.monotonic())
         outlet.write(decode(0.99, valid=False, reason="gap"), time.monotonic())
-        settle(outlet, lambda: outlet.counters["answered"] == 2)
+        settle(outlet, lambda: outlet.counters["answered"] + outlet.counters["overtaken"] == 2)
         assert [(line, on) for _, line, on in twin.ttls] == [(5, True), (5, False)]
         assert twin.ttls[1][0] - twin.ttls[0][0] >= 0.018
         assert outlet.counters["events"] == 1
@@ -276,6 +276,17 @@ def test_an_invalid_decode_lowers_the_line_at_once_and_locks_it():
         assert [on for _, _, on in twin.ttls] == [True, False, True]
         outlet.write(decode(0.9, valid=False, reason="drift"), 1.5)
         heard(4, 1.5)
+
+
+def test_the_safe_state_does_not_wait_for_an_answer():
+    with NetworkEventsTwin() as twin, ttl_outlet(twin, pulse=0, stale=60, lockout=0) as outlet:
+        twin.mute = True
+        outlet.write(decode(0.9), 1.0)
+        outlet.write(decode(0.9, valid=False, reason="gap"), 1.0)  # the same moment
+        assert (outlet.counters["events"], outlet.counters["overtaken"]) == (1, 1)
+        twin.mute = False
+        wait_for(lambda: outlet.tick(1.0) or outlet.counters["answered"] == 1)
+        assert [on for _, _, on in twin.ttls] == [True, False]
 
 
 def test_a_decode_without_the_rules_value_is_counted():

@@ -2,7 +2,8 @@
 
 The plugin answers text over ZeroMQ REQ/REP: `TTL Line=5 State=1` -> `TTLHandled: Channel=5 on=1`.
 One request is under way at a time. An event that finds one under way, or nobody connected, is
-dropped and counted: late it would be worth less than nothing. Only `off` is said until it is heard.
+dropped and counted: late it would be worth less than nothing. Only `off` is said until it is heard,
+and does not wait for the answer to `on`.
 """
 
 from __future__ import annotations
@@ -85,7 +86,7 @@ class TtlOutlet:
         self.guard = Guard(rule.stale, rule.lockout)
         self._endpoint = address.endpoint
         self.counters = dict.fromkeys(("events", "dropped", "answered", "bad_answer", "unanswered",
-                                       "no_value", "silences"), 0)
+                                       "overtaken", "no_value", "silences"), 0)
         self._context = zmq.Context()
         self._socket = self._connect()
         self._asked: tuple[bool, float] | None = None  # state asked for and when
@@ -119,8 +120,9 @@ class TtlOutlet:
             self.trigger.take_back()
             self.counters["silences"] += not self._silent
             self._silent = True
-        if self._is_up and not self.trigger.up and self._asked is None:
-            self._ask(False, now_s)
+        if self._is_up and not self.trigger.up and (self._asked is None or self._asked[0]):
+            overtakes = self._asked is not None
+            self.counters["overtaken"] += self._ask(False, now_s) and overtakes
 
     def close(self) -> None:
         """Lower a raised line, as far as that can be said without waiting long."""
@@ -128,7 +130,7 @@ class TtlOutlet:
         if self._asked is not None:
             self._socket.poll(100)
             self._hear(self._asked[1])
-        if self._is_up and self._asked is None and self._ask(False, 0.0):
+        if self._is_up and self._ask(False, 0.0):
             self._socket.poll(100)
         self._socket.close()
         self._context.destroy(linger=100)
@@ -171,6 +173,8 @@ class TtlOutlet:
     def _connect(self) -> zmq.Socket[bytes]:
         socket = self._context.socket(zmq.REQ)
         socket.setsockopt(zmq.LINGER, 0)
+        socket.setsockopt(zmq.REQ_RELAXED, 1)  # a request may follow one without an answer,
+        socket.setsockopt(zmq.REQ_CORRELATE, 1)  # whose answer is then no longer listened to
         socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued for a GUI that is not there
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 1000)
         socket.setsockopt(zmq.MAXMSGSIZE, 4096)
