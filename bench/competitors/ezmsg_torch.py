@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import signal
 import sys
 import time
 from collections.abc import AsyncGenerator
@@ -102,14 +104,17 @@ def main() -> int:
     units = {"receiver": Receiver(Endpoint(args.endpoint)),
              "decoder": DecoderUnit(DecoderSettings(script)), "sender": Sender(Endpoint(args.out))}
     quiet_memory()
-    try:
-        ez.run(components=units, force_single_process=True, connections=(
-            (units["receiver"].OUTPUT, units["decoder"].INPUT),
-            (units["decoder"].OUTPUT, units["sender"].INPUT),
-        ))
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-    print(json.dumps(script.summary()), flush=True)
+
+    def end(*_: object) -> None:
+        """Not by ezmsg's own shutdown, which now and then does not come to its end."""
+        print(json.dumps(script.summary()), flush=True)
+        os._exit(0)
+
+    signal.signal(signal.SIGINT, end)
+    ez.run(components=units, force_single_process=True, connections=(
+        (units["receiver"].OUTPUT, units["decoder"].INPUT),
+        (units["decoder"].OUTPUT, units["sender"].INPUT),
+    ))
     return 0
 
 

@@ -127,22 +127,25 @@ def test_no_other_page_may_talk_to_it(page, browser):
 
 def test_page_plots_what_is_decoded(rig, page):
     with Client(rig.decodes) as client:
-        seen = {}
+        seen, plotted = {}, {}
         page.wait_for(lambda: "DECODES VALID" in page.read()["text"])
         while len(seen) < 2 * RUN:
             found = client.recv(5)
             seen[found.bin] = found
-        page.wait_for(lambda: page.data("trace:velocity")["x"][-RUN] > -1.5)
-        plotted = {name: page.data(f"trace:{name}") for name in ("velocity", "heading", "choice")}
-        while client._socket.poll(0):
-            found = client.recv(5)
-            seen[found.bin] = found
-        # The newest values that are plotted are a run of those decoded.
-        decoded = np.float32([d.values["velocity"].mean for k, d in seen.items() if k >= 0])
-        both = np.float32([plotted["velocity"]["y0"], plotted["velocity"]["y1"]]).T
-        both = both[np.isfinite(both).all(axis=1)][-RUN:]  # stale ones have no values
-        assert len(both) == RUN
-        assert any(np.array_equal(decoded[k : k + RUN], both) for k in range(len(decoded)))
+
+        def newest_are_a_run_of_those_decoded():  # a page that draws slowly shows what was before
+            plotted.update({name: page.data(f"trace:{name}")
+                            for name in ("velocity", "heading", "choice")})
+            while client._socket.poll(0):
+                found = client.recv(5)
+                seen[found.bin] = found
+            decoded = np.float32([d.values["velocity"].mean for k, d in seen.items() if k >= 0])
+            both = np.float32([plotted["velocity"]["y0"], plotted["velocity"]["y1"]]).T
+            both = both[np.isfinite(both).all(axis=1)][-RUN:]  # stale ones have no values
+            return len(both) == RUN and any(
+                np.array_equal(decoded[k : k + RUN], both) for k in range(len(decoded)))
+
+        page.wait_for(newest_are_a_run_of_those_decoded)
         assert all(-10.5 <= x <= 0.0 for x in plotted["velocity"]["x"])
         angles = np.array(plotted["heading"]["y0"], float)
         assert np.nanmax(np.abs(angles)) <= 180
