@@ -215,12 +215,12 @@ def one_spread(bundle: Any, precision: str, options: dict[str, Any]) -> dict[str
         for _ in range(300):
             marked.warm()
         clocks = np.diff(np.array(marked.core.phase_clocks()))
-        stem = 2 if bundle.manifest.shape.recurrent else 1
-        layers = clocks[stem:-1].reshape(-1, 5)[1:]
+        stem = ("memory", "input", "gru") if bundle.manifest.shape.recurrent else ("input",)
+        layers = clocks[len(stem):-1].reshape(-1, 5)[1:]
         names = ("qkv", "attention", "out", "up", "down")
-        row["cycles"] = {"input": int(clocks[0]), "gru": int(clocks[1:stem].sum()),
-                         "readout": int(clocks[-1]),
-                         **{n: int(c) for n, c in zip(names, np.median(layers, 0), strict=True)}}
+        row["cycles"] = {**{n: int(c) for n, c in zip(stem, clocks, strict=False)},
+                         **{n: int(c) for n, c in zip(names, np.median(layers, 0), strict=True)},
+                         "readout": int(clocks[-1])}
         row["facts"] = dict(marked.core.facts)
     except Exception as error:
         row["error"] = f"{type(error).__name__}: {error}"

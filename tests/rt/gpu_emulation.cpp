@@ -1,7 +1,10 @@
 // The GPU step's own source run by CPU threads: a block is a set of threads, a warp is one thread
 // of one lane, barriers are std::barrier, and copies to shared memory arrive as late as they may.
 // Built with -fsanitize=thread, missing barriers are found as races.
+#include <array>
+#include <atomic>
 #include <barrier>
+#include <bit>
 #include <deque>
 #include <functional>
 #include <memory>
@@ -19,7 +22,7 @@ using namespace neds::gpu;
 
 struct Machine {
   Machine(int n_blocks, int n_threads, std::size_t shared_floats)
-      : everyone(n_blocks * n_threads) {
+      : everyone(n_blocks * n_threads), received(static_cast<std::size_t>(n_blocks)) {
     for (int i = 0; i < n_blocks; ++i) {
       blocks.push_back(std::make_unique<std::barrier<>>(n_threads));
       shared.emplace_back(shared_floats + 4, NAN);
@@ -32,6 +35,8 @@ struct Machine {
   std::barrier<> everyone;
   std::vector<std::unique_ptr<std::barrier<>>> blocks;
   std::vector<std::vector<float>> shared;
+  std::vector<std::array<std::atomic<long>, 2>> received;  // floats counted at a block's barriers
+  std::atomic<bool> miscounted{false};
 };
 
 template <bool CLUSTER>
@@ -41,25 +46,44 @@ struct EmulatedTeam {
   int index, count, thread, threads;
   float* shared;
   std::deque<std::vector<std::function<void()>>> groups{1};
+  unsigned meetings = 0;
+  std::array<long, 2> expected{};
 
   void block_sync() { machine.blocks[static_cast<std::size_t>(index)]->arrive_and_wait(); }
-  void start() { CLUSTER ? machine.everyone.arrive_and_wait() : block_sync(); }
-  void sync() { machine.everyone.arrive_and_wait(); }
+  void warp_sync() {}
+  void arrive() {}
+  void started() { machine.everyone.arrive_and_wait(); }
   vec4 read_input(const vec4* from) { return *from; }
 
-  void publish(int offset, float value, int copy, int copies) {
+  void send(int offset, float value, int copy, int copies) {
     if (!CLUSTER && copy == 0) p.exchange[offset] = value;
     if (CLUSTER)
-      for (int block = copy; block < count; block += copies) machine.memory(block)[offset] = value;
+      for (int block = copy; block < count; block += copies) {
+        machine.memory(block)[offset] = value;
+        machine.received[static_cast<std::size_t>(block)][meetings & 1].fetch_add(1);
+      }
   }
-  void fetch(int offset, int n) {
-    if (CLUSTER) return;
-    fetch_part(offset, n);
-    block_sync();
+  void send4(int offset, vec4 v) {
+    send(offset, v.x, 0, 1);
+    send(offset + 1, v.y, 0, 1);
+    send(offset + 2, v.z, 0, 1);
+    send(offset + 3, v.w, 0, 1);
   }
-  void fetch_part(int offset, int n) {
-    if (!CLUSTER)
+  void nothing() {
+    if (CLUSTER && thread == 0) send(p.s_nothing, 0.0f, 0, 1);
+  }
+  void meet(int offset, int n, int sent) {
+    if (CLUSTER) {
+      // Exactly those: one more, and a block would be two meetings ahead.
+      auto& received = machine.received[static_cast<std::size_t>(index)][meetings & 1];
+      const long all = expected[meetings & 1] += sent;
+      while (received.load() < all) std::this_thread::yield();
+      if (received.load() != all) machine.miscounted = true;
+    } else {
+      machine.everyone.arrive_and_wait();
       for (int i = thread; i < n; i += threads) shared[offset + i] = p.exchange[offset + i];
+    }
+    ++meetings;
   }
 
   void copy(void* to, const void* from, std::size_t bytes) {
@@ -76,14 +100,10 @@ struct EmulatedTeam {
     }
   }
   void mark(int) {}
-  void finish(volatile std::uint32_t* done, std::uint32_t sequence) {
-    block_sync();
-    if (thread == 0) *done = sequence;
-  }
 };
 
 template <class Weight, bool CLUSTER>
-void launch(const Plan& plan, const Spread& spread, std::size_t shared_bytes) {
+bool launch(const Plan& plan, const Spread& spread, std::size_t shared_bytes) {
   Machine machine(spread.blocks, spread.threads, shared_bytes / sizeof(float));
   std::vector<std::jthread> threads;
   for (int block = 0; block < spread.blocks; ++block)
@@ -93,9 +113,11 @@ void launch(const Plan& plan, const Spread& spread, std::size_t shared_bytes) {
                                    machine.memory(block)};
         Step<Weight, EmulatedTeam<CLUSTER>>(plan, team).run();
       });
+  threads.clear();  // joins them
+  return !machine.miscounted;
 }
 
-using Launch = void (*)(const Plan&, const Spread&, std::size_t);
+using Launch = bool (*)(const Plan&, const Spread&, std::size_t);
 
 template <class Weight>
 Launch choose(bool cluster) {
@@ -133,7 +155,7 @@ extern "C" int emulate(const int* sizes, double rope_base, int n_modalities, con
   const auto floats = [](std::size_t n) { return std::vector<vec4>((n + 3) / 4 + 1); };
   const auto at = [](std::vector<vec4>& v) { return reinterpret_cast<float*>(v.data()); };
   auto keys = floats(layout->ring_floats), values = floats(layout->ring_floats);
-  auto conv = floats(layout->conv_floats), raw = floats(static_cast<std::size_t>(layout->plan.n_outputs));
+  auto conv = floats(layout->conv_floats);
   auto constants = floats(layout->floats.size()), weights = floats(layout->weights.size() / 4);
   auto memory = floats(static_cast<std::size_t>(layout->plan.ld_hidden));
   auto exchange = floats(layout->shared_bytes / 4), input = floats(layout->plan.in_bytes / 4);
@@ -150,7 +172,6 @@ extern "C" int emulate(const int* sizes, double rope_base, int n_modalities, con
   plan.values = at(values);
   plan.conv_ring = at(conv);
   plan.memory = at(memory);
-  plan.raw = at(raw);
   plan.exchange = at(exchange);
   auto* buffer = reinterpret_cast<std::uint8_t*>(input.data());
   plan.input = buffer;
@@ -161,21 +182,32 @@ extern "C" int emulate(const int* sizes, double rope_base, int n_modalities, con
                      : precision == gpu::Precision::bfloat16 ? choose<Bf16>(cluster)
                                                              : choose<Half>(cluster);
   StreamState state(layout->plan, rope_base);
+  const auto n_outputs = static_cast<std::size_t>(plan.n_outputs);
+  std::vector<Output> arrived(n_outputs);
+  plan.outputs = arrived.data();
   std::uint32_t sequence = 0;
   for (int t = 0; t < bins; ++t) {
     if (how[5]) {
       state.write(buffer, ++sequence, nullptr, true);
-      plan.outputs = nullptr;
-      run(plan, spread, layout->shared_bytes);
+      if (!run(plan, spread, layout->shared_bytes) || done != sequence) return -2;
     }
     const std::uint16_t* row = counts + static_cast<std::size_t>(t) * static_cast<std::size_t>(shape.units);
-    if (how[6] && !present[t])
-      plan.recurrent ? state.write_skipped(buffer, ++sequence) : state.skip(1);
-    else
-      state.write(buffer, ++sequence, present[t] ? row : nullptr, false);
-    plan.outputs = outputs + static_cast<std::size_t>(t) * plan.n_outputs;
-    if (plan.recurrent || present[t] || !how[6]) run(plan, spread, layout->shared_bytes);
-    if (done != sequence) return -2;
+    if (how[6] && !present[t]) {
+      if (plan.recurrent) {
+        state.write_skipped(buffer, ++sequence);
+        if (!run(plan, spread, layout->shared_bytes) || done != sequence) return -2;
+      } else {
+        state.skip(1);
+      }
+      continue;
+    }
+    state.write(buffer, ++sequence, present[t] ? row : nullptr, false);
+    if (!run(plan, spread, layout->shared_bytes)) return -2;
+    for (std::size_t i = 0; i < n_outputs; ++i) {
+      if (arrived[i] >> 32 != sequence) return -2;
+      outputs[static_cast<std::size_t>(t) * n_outputs + i] =
+          std::bit_cast<float>(static_cast<std::uint32_t>(arrived[i]));
+    }
   }
   return layout->staged;
 }

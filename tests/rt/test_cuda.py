@@ -160,7 +160,7 @@ def test_refuses_what_does_not_fit(bundle):
     with pytest.raises(ValueError, match="n_bins"):
         engine.skip(-1)
     many = random_bundle(Shape(hidden=16, layers=1, heads=2, mlp=8, window=4), 60_000, [WHEEL])
-    with pytest.raises(BadInput, match="shared memory"):
+    with pytest.raises(BadInput, match="a block holds"):
         CudaEngine(many)
 
 

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <chrono>
 #include <cstring>
 #include <stdexcept>
@@ -202,15 +203,17 @@ void CudaStep::upload() {
   plan_.values = d.take<float>(layout_->ring_floats);
   plan_.conv_ring = d.take<float>(layout_->conv_floats);
   plan_.memory = d.take<float>(static_cast<std::size_t>(plan_.ld_hidden));
-  plan_.raw = d.take<float>(static_cast<std::size_t>(plan_.n_outputs));
   plan_.exchange = d.take<float>(layout_->shared_bytes / sizeof(float));
   plan_.barrier = d.take<unsigned>(32);
   if (options_.marks)
-    plan_.marks = d.take<long long>(static_cast<std::size_t>(2 + plan_.phases()));
+    plan_.marks = d.take<long long>(static_cast<std::size_t>(n_marks()));
   std::uint8_t* input = nullptr;
   input_ = d.share(plan_.in_bytes, &input);
   plan_.input = options_.input == "copied" ? d.take<std::uint8_t>(plan_.in_bytes) : input;
-  outputs_ = d.share(static_cast<std::size_t>(plan_.n_outputs), &plan_.outputs);
+  Output* outputs = nullptr;
+  arriving_ = d.share(static_cast<std::size_t>(plan_.n_outputs), &outputs);
+  plan_.outputs = outputs;
+  outputs_.assign(static_cast<std::size_t>(plan_.n_outputs), 0.0f);
   std::uint32_t* done = nullptr;
   done_ = d.share(16, &done);
   plan_.done = done;
@@ -257,19 +260,19 @@ void CudaStep::capture() {
   check(cudaStreamSynchronize(device_->stream), "upload the graph");
 }
 
-void CudaStep::run() {
+void CudaStep::start() {
   std::atomic_thread_fence(std::memory_order_seq_cst);
   if (device_->graph)
     check(cudaGraphLaunch(device_->graph, device_->stream), "launch the graph");
   else
     launch(kernel_, plan_, layout_->shared_bytes);
-  await(sequence_);
 }
 
-void CudaStep::await(std::uint32_t sequence) {
+template <class There>
+void CudaStep::await(const There& there) {
   using Clock = std::chrono::steady_clock;
   const auto limit = Clock::now() + std::chrono::duration<double>(options_.timeout_s);
-  for (unsigned spins = 1; *done_ != sequence; ++spins) {
+  for (unsigned spins = 1; !there(); ++spins) {
 #if defined(__x86_64__)
     __builtin_ia32_pause();
 #endif
@@ -284,6 +287,26 @@ void CudaStep::await(std::uint32_t sequence) {
   std::atomic_thread_fence(std::memory_order_acquire);
 }
 
+void CudaStep::run_without_outputs() {
+  start();
+  await([&] { return *done_ == sequence_; });
+}
+
+void CudaStep::run() {
+  start();
+  for (std::size_t i = 0; i < outputs_.size(); ++i) {
+    Output found = 0;
+    await([&] { return (found = arriving_[i]) >> 32 == sequence_; });
+    outputs_[i] = std::bit_cast<float>(static_cast<std::uint32_t>(found));
+  }
+}
+
+void CudaStep::reset() {
+  state_.reset();
+  check(cudaMemsetAsync(plan_.memory, 0, static_cast<std::size_t>(plan_.ld_hidden) * sizeof(float),
+                        device_->stream), "reset");
+}
+
 void CudaStep::step(const std::uint16_t* counts) {
   state_.write(input_, ++sequence_, counts, false);
   run();
@@ -294,19 +317,24 @@ void CudaStep::skip(std::int64_t n_bins) {
       plan_.recurrent ? std::min(n_bins, std::int64_t{StepEngine::settling_bins}) : 0;
   for (std::int64_t i = 0; i < n_runs; ++i) {
     state_.write_skipped(input_, ++sequence_);
-    run();
+    run_without_outputs();
   }
   state_.skip(n_bins - n_runs);
 }
 
 void CudaStep::warm() {
   state_.write(input_, ++sequence_, nullptr, true);
-  run();
+  run_without_outputs();
+}
+
+// Begin, GRU's gates of its memory, input, GRU (without one the input), layers, readout.
+int CudaStep::n_marks() const {
+  return 2 + (plan_.recurrent ? 3 : 1) + phases_per_layer * plan_.layers;
 }
 
 std::vector<long long> CudaStep::phase_clocks() const {
   if (!plan_.marks) return {};
-  std::vector<long long> clocks(static_cast<std::size_t>(2 + plan_.phases()));
+  std::vector<long long> clocks(static_cast<std::size_t>(n_marks()));
   check(cudaStreamSynchronize(device_->stream), "wait");
   check(cudaMemcpy(clocks.data(), plan_.marks, clocks.size() * sizeof(long long),
                    cudaMemcpyDeviceToHost), "read the clocks");
@@ -325,7 +353,7 @@ std::vector<std::int64_t> CudaStep::launch_floor(int n) {
   for (int i = 0; i < n; ++i) {
     const auto start = std::chrono::steady_clock::now();
     reinterpret_cast<InputHeader*>(input_)->sequence = ++sequence_;
-    run();
+    run_without_outputs();
     took.push_back((std::chrono::steady_clock::now() - start).count());
   }
   kernel_ = kernel;
@@ -339,11 +367,13 @@ double CudaStep::meeting_cycles(int n) {
   const void* const kernel = kernel_meetings(cluster_);
   if (cluster_)
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1), "cluster size");
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                             static_cast<int>(layout_->shared_bytes)), "shared memory");
   Plan plan = plan_;
   plan.layers = n;
   long long* clocks = device_->take<long long>(2);
   plan.marks = clocks;
-  for (int i = 0; i < 3; ++i) launch(kernel, plan, 0);
+  for (int i = 0; i < 3; ++i) launch(kernel, plan, layout_->shared_bytes);
   check(cudaStreamSynchronize(device_->stream), "meetings");
   long long found[2];
   check(cudaMemcpy(found, clocks, sizeof found, cudaMemcpyDeviceToHost), "read the clocks");

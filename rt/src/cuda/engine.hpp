@@ -48,11 +48,12 @@ class CudaStep {
   // the step is not done in time.
   void step(const std::uint16_t* counts);
   void warm();
-  void reset() { state_.reset(); }
+  // Throws where CUDA fails.
+  void reset();
   // The GRU runs over StepEngine::settling_bins of them at most. Throws as step() does.
   void skip(std::int64_t n_bins);
 
-  const float* outputs() const { return outputs_; }
+  const float* outputs() const { return outputs_.data(); }
   int n_outputs() const { return layout_->plan.n_outputs; }
   int n_units() const { return layout_->plan.units; }
   std::int64_t position() const { return state_.position(); }
@@ -75,9 +76,14 @@ class CudaStep {
   void choose_team();
   void upload();
   void capture();
+  void start();
   void run();
+  void run_without_outputs();
   void launch(const void* kernel, const Plan& plan, std::size_t shared);
-  void await(std::uint32_t sequence);
+  // Until there() is true; throws std::runtime_error when CUDA fails or that takes too long.
+  template <class There>
+  void await(const There& there);
+  int n_marks() const;
 
   Options options_;
   Spread spread_{};
@@ -88,7 +94,8 @@ class CudaStep {
   Plan plan_{};
   std::unique_ptr<Device> device_;
   std::uint8_t* input_ = nullptr;  // host memory
-  float* outputs_ = nullptr;
+  volatile Output* arriving_ = nullptr;  // host memory that the device writes
+  std::vector<float> outputs_;
   volatile std::uint32_t* done_ = nullptr;
   std::uint32_t sequence_ = 0;
 };

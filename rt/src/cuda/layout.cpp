@@ -42,7 +42,7 @@ std::uint16_t to_float16(float value) {
   return static_cast<std::uint16_t>(sign | (static_cast<long>(exponent + 15) * 1024 + fraction - 1024));
 }
 
-// Appends matrices, rows padded with zeros, in the type of the weights.
+// Appends matrices in the type of the weights: rows padded with zeros, each followed by its bias.
 class Packer {
  public:
   Packer(std::vector<std::uint8_t>& to, Precision precision) : to_(to), precision_(precision) {}
@@ -50,11 +50,15 @@ class Packer {
   // Elements so far.
   std::size_t size() const { return to_.size() / bytes_of(precision_); }
 
-  // `at(row, column)` for n rows of `depth`, padded to `ld`.
-  template <class At>
-  void append(int n, int depth, int ld, const At& at) {
-    for (int row = 0; row < n; ++row)
+  // `at(row, column)` and `bias(row)` for n rows of `depth`, padded to `ld`.
+  template <class At, class Bias>
+  void append(int n, int depth, int ld, const At& at, const Bias& bias) {
+    for (int row = 0; row < n; ++row) {
       for (int k = 0; k < ld; ++k) push(k < depth ? at(row, k) : 0.0f);
+      const float after[bias_bytes / sizeof(float)] = {bias(row)};
+      const auto* bytes = reinterpret_cast<const std::uint8_t*>(after);
+      to_.insert(to_.end(), bytes, bytes + bias_bytes);
+    }
   }
 
  private:
@@ -129,6 +133,25 @@ void set_sizes(Plan& p, const StepShape& shape, const std::vector<ModalityShape>
   for (const ModalityShape& modality : modalities) p.n_outputs += modality.n_outputs;
 }
 
+std::size_t size(int n) { return static_cast<std::size_t>(n); }
+
+// Bytes of what a block needs in each phase: its rows with their biases, and norms after them.
+std::vector<std::size_t> chunk_sizes(const Plan& p, Precision precision, int blocks) {
+  const auto rows = [&](int n, int ld) {
+    return size(share_of(n, 0, blocks).count) * (size(ld) * bytes_of(precision) + bias_bytes);
+  };
+  const std::size_t norm = 2 * size(p.ld_hidden) * sizeof(float);
+  std::vector<std::size_t> sizes{rows(p.hidden, p.ld_units)};
+  if (p.recurrent) sizes.push_back(6 * rows(p.hidden, p.ld_hidden));
+  for (int layer = 0; layer < p.layers; ++layer)
+    sizes.insert(sizes.end(), {rows(3 * p.hidden, p.ld_hidden) + norm,
+                               2 * size(p.window) * size(p.ld_head) * sizeof(float),
+                               rows(p.hidden, p.ld_hidden), rows(p.mlp, p.ld_hidden) + norm,
+                               rows(p.hidden, p.ld_mlp)});
+  sizes.push_back(norm + size(p.n_outputs) * (size(p.ld_hidden) * sizeof(float) + bias_bytes));
+  return sizes;
+}
+
 // The input buffer: header, phases, validity bits, counts.
 void lay_out_input(Plan& p) {
   std::size_t used = sizeof(InputHeader);
@@ -148,24 +171,27 @@ void lay_out_input(Plan& p) {
 void lay_out_shared(Plan& p, const Spread& spread) {
   Offsets shared;
   const int warps = spread.threads / spread.lanes, ld_q = p.heads * p.ld_head;
-  p.ld_scores = round_up(p.window, 4);
+  const int own = share_of(p.hidden, 0, spread.blocks).count;
   p.s_input = shared.take(static_cast<int>(p.in_bytes / sizeof(float)));
-  p.s_chunks = shared.take(p.phases() * static_cast<int>(sizeof(Chunk) / sizeof(float)));
-  p.s_counts = shared.take(p.ld_units);
+  p.s_chunks = shared.take(p.n_chunks() * static_cast<int>(sizeof(Chunk) / sizeof(float)));
+  p.s_softmax = shared.take(2 * p.n_softmax);
+  p.s_barriers = shared.take(4);
+  p.s_nothing = shared.take(1);
+  p.s_counts = shared.take(p.ld_units);  // from here on all is zero before the first meeting
   p.s_memory = shared.take(p.recurrent ? p.ld_hidden : 0);
-  p.s_gates = shared.take(p.recurrent ? 6 * share_of(p.hidden, 0, spread.blocks).count : 0);
+  p.s_gates = shared.take(p.recurrent ? 6 * own : 0);
+  p.s_stem = shared.take((stem_fields + 2 * p.conv) * own);
   p.s_x = shared.take(p.ld_hidden);
   p.s_x2 = shared.take(p.ld_hidden);
-  p.s_y = shared.take(p.ld_hidden);
-  p.s_q = shared.take(ld_q);
-  p.s_kv = shared.take(2 * ld_q);
+  p.s_qkv = shared.take(3 * ld_q);
   p.s_attended = shared.take(p.ld_hidden);
   p.s_inner = shared.take(p.ld_mlp);
   p.s_query = shared.take(p.ld_head);
   p.s_own = shared.take(2 * p.ld_head);
-  p.s_scores = shared.take(p.ld_scores);
+  p.s_scores = shared.take(p.window);
   p.s_parts = shared.take(warps * p.ld_head);
-  p.s_inverse = shared.take(1);
+  p.s_tops = shared.take(2 * warps);
+  p.s_raw = shared.take(p.n_outputs);
   p.s_stage = round_up(shared.used(), 32);
 }
 
@@ -173,87 +199,52 @@ void lay_out_shared(Plan& p, const Spread& spread) {
 
 std::size_t bytes_of(Precision precision) { return precision == Precision::float32 ? 4 : 2; }
 
-Layout::Layout(const StepShape& shape, const std::vector<ModalityShape>& modalities,
-               const TensorMap& tensors, Precision precision, const Spread& spread) {
+void Layout::pack_stem(const TensorMap& tensors, Precision precision) {
   Plan& p = plan;
-  set_sizes(p, shape, modalities);
-  lay_out_input(p);
-  lay_out_shared(p, spread);
-  const std::size_t fixed = static_cast<std::size_t>(p.s_stage) * sizeof(float);
-  if (fixed > spread.shared)
-    throw std::invalid_argument("activations of " + std::to_string(fixed) + " bytes, of which a "
-                                "block holds " + std::to_string(spread.shared));
-
-  const auto size = [](int n) { return static_cast<std::size_t>(n); };
-  const auto tensor = [&](const std::string& name, const std::vector<std::size_t>& sizes) {
-    return find(tensors, name, sizes);
-  };
-  const std::size_t h = size(p.hidden), units = size(p.units), mlp = size(p.mlp);
-
+  const std::size_t h = size(p.hidden);
   Packer packer(weights, precision);
-  const float* input = tensor("input.weight", {units, h});
-  packer.append(p.hidden, p.units, p.ld_units, [&](int o, int u) { return input[size(u) * h + size(o)]; });
-  p.w_gates = packer.size();
   if (p.recurrent)
-    for (const char* name : {"gru.weight_ih", "gru.weight_hh"}) {
-      const float* gates = tensor(name, {3 * h, h});  // one gate after the other; here, by feature
-      packer.append(3 * p.hidden, p.hidden, p.ld_hidden, [&](int row, int k) {
-        return gates[(size(row % 3) * h + size(row / 3)) * h + size(k)];
-      });
+    for (const char* which : {"ih", "hh"}) {
+      // One gate after the other; here, by feature.
+      const float* gates = find(tensors, std::string("gru.weight_") + which, {3 * h, h});
+      const float* bias = find(tensors, std::string("gru.bias_") + which, {3 * h});
+      (which[0] == 'i' ? p.w_gates : p.w_gates_back) = packer.size();
+      const auto row_of = [&](int row) { return size(row % 3) * h + size(row / 3); };
+      packer.append(3 * p.hidden, p.hidden, p.ld_hidden,
+                    [&](int row, int k) { return gates[row_of(row) * h + size(k)]; },
+                    [&](int row) { return bias[row_of(row)]; });
     }
+  p.w_input = packer.size();
+  const float* input = find(tensors, "input.weight", {size(p.units), h});
+  const float* bias = find(tensors, "input.bias", {h});
+  packer.append(p.hidden, p.units, p.ld_units,
+                [&](int o, int u) { return input[size(u) * h + size(o)]; },
+                [&](int o) { return bias[o]; });
   p.w_layers = packer.size();
+  p.f_token = keep(find(tensors, "input.token", {h}), h);
+  p.f_lost = keep(find(tensors, "input.lost", {h}), h);
+  if (!p.conv) return;
+  p.f_conv_weight = keep(find(tensors, "conv.weight", {size(p.conv), h}), size(p.conv) * h);
+  p.f_conv_bias = keep(find(tensors, "conv.bias", {h}), h);
+}
 
-  const auto keep = [&](const std::string& name, const std::vector<std::size_t>& sizes) {
-    const std::size_t here = floats.size();
-    std::size_t n = 1;
-    for (std::size_t s : sizes) n *= s;
-    const float* data = tensor(name, sizes);
-    floats.insert(floats.end(), data, data + n);
-    floats.resize(round_up<std::size_t>(floats.size(), 4));
-    return here;
-  };
-  p.f_input_bias = keep("input.bias", {h});
-  p.f_token = keep("input.token", {h});
-  p.f_lost = keep("input.lost", {h});
-  if (p.conv) {
-    p.f_conv_weight = keep("conv.weight", {size(p.conv), h});
-    p.f_conv_bias = keep("conv.bias", {h});
-  }
-  if (p.recurrent) {
-    p.f_gates = floats.size();  // of the bin, then of the memory
-    for (const char* name : {"gru.bias_ih", "gru.bias_hh"}) {
-      const float* bias = tensor(name, {3 * h});
-      for (std::size_t row = 0; row < 3 * h; ++row) floats.push_back(bias[row % 3 * h + row / 3]);
-    }
-    floats.resize(round_up<std::size_t>(floats.size(), 4));
-  }
-  p.f_norm_weight = keep("norm.weight", {h});
-  p.f_norm_bias = keep("norm.bias", {h});
-  const float* head = tensor("head.weight", {size(p.n_outputs), h});
-  p.f_head_weight = floats.size();
-  floats.resize(floats.size() + size(p.n_outputs) * size(p.ld_hidden), 0.0f);
-  for (std::size_t o = 0; o < size(p.n_outputs); ++o)
-    std::copy_n(head + o * h, h, floats.data() + p.f_head_weight + o * size(p.ld_hidden));
-  p.f_head_bias = keep("head.bias", {size(p.n_outputs)});
-
+void Layout::pack_layers(const TensorMap& tensors, Precision precision) {
+  Plan& p = plan;
+  Packer packer(weights, precision);
   p.f_layers = floats.size();
   for (int layer = 0; layer < p.layers; ++layer) {
     const std::string name = "layers." + std::to_string(layer) + ".";
     const std::size_t f = floats.size(), w = packer.size();
     const auto matrix = [&](const std::string& part, int n, int depth, int ld) {
-      const float* data = tensor(name + part + ".weight", {size(n), size(depth)});
+      const float* data = find(tensors, name + part + ".weight", {size(n), size(depth)});
+      const float* bias = find(tensors, name + part + ".bias", {size(n)});
       const std::size_t here = packer.size() - w;
-      packer.append(n, depth, ld, [&](int o, int k) { return data[size(o) * size(depth) + size(k)]; });
+      packer.append(n, depth, ld, [&](int o, int k) { return data[size(o) * size(depth) + size(k)]; },
+                    [&](int o) { return bias[o]; });
       return here;
     };
-    p.f_norm1_weight = keep(name + "norm1.weight", {h}) - f;
-    p.f_norm1_bias = keep(name + "norm1.bias", {h}) - f;
-    p.f_qkv_bias = keep(name + "qkv.bias", {3 * h}) - f;
-    p.f_out_bias = keep(name + "out.bias", {h}) - f;
-    p.f_norm2_weight = keep(name + "norm2.weight", {h}) - f;
-    p.f_norm2_bias = keep(name + "norm2.bias", {h}) - f;
-    p.f_up_bias = keep(name + "up.bias", {mlp}) - f;
-    p.f_down_bias = keep(name + "down.bias", {h}) - f;
+    keep_norm(tensors, name + "norm1");
+    p.f_norm2 = keep_norm(tensors, name + "norm2") - f;
     p.f_layer_stride = floats.size() - f;
     matrix("qkv", 3 * p.hidden, p.hidden, p.ld_hidden);
     p.w_out = matrix("out", p.hidden, p.hidden, p.ld_hidden);
@@ -261,27 +252,61 @@ Layout::Layout(const StepShape& shape, const std::vector<ModalityShape>& modalit
     p.w_down = matrix("down", p.hidden, p.mlp, p.ld_mlp);
     p.w_layer_stride = packer.size() - w;
   }
+}
 
+void Layout::pack_head(const TensorMap& tensors) {
+  Plan& p = plan;
+  const std::size_t h = size(p.hidden), ld = size(p.ld_hidden), n = size(p.n_outputs);
+  const float* weight = find(tensors, "head.weight", {n, h});
+  const float* bias = find(tensors, "head.bias", {n});
+  p.f_norm = keep_norm(tensors, "norm");
+  for (std::size_t o = 0; o < n; ++o) {
+    const std::size_t here = floats.size();
+    floats.resize(here + ld + bias_bytes / sizeof(float), 0.0f);
+    std::copy_n(weight + o * h, h, floats.data() + here);
+    floats[here + ld] = bias[o];
+  }
+}
+
+std::size_t Layout::keep(const float* data, std::size_t n) {
+  const std::size_t here = floats.size();
+  floats.insert(floats.end(), data, data + n);
+  floats.resize(round_up<std::size_t>(floats.size(), 4), 0.0f);
+  return here;
+}
+
+// Weights, then biases, each padded with zeros to ld_hidden: what is padding stays zero.
+std::size_t Layout::keep_norm(const TensorMap& tensors, const std::string& name) {
+  const std::size_t h = size(plan.hidden), ld = size(plan.ld_hidden), here = floats.size();
+  floats.resize(here + 2 * ld, 0.0f);
+  std::copy_n(find(tensors, name + ".weight", {h}), h, floats.data() + here);
+  std::copy_n(find(tensors, name + ".bias", {h}), h, floats.data() + here + ld);
+  return here;
+}
+
+Layout::Layout(const StepShape& shape, const std::vector<ModalityShape>& modalities,
+               const TensorMap& tensors, Precision precision, const Spread& spread) {
+  Plan& p = plan;
+  set_sizes(p, shape, modalities);
   int begin = 0;
   for (const ModalityShape& modality : modalities) {
     if (modality.categorical) softmax.insert(softmax.end(), {begin, modality.n_outputs});
     begin += modality.n_outputs;
   }
   p.n_softmax = static_cast<int>(softmax.size() / 2);
+  lay_out_input(p);
+  lay_out_shared(p, spread);
+  const std::size_t fixed = static_cast<std::size_t>(p.s_stage) * sizeof(float);
+  if (fixed > spread.shared)
+    throw std::invalid_argument("activations of " + std::to_string(fixed) + " bytes, of which a "
+                                "block holds " + std::to_string(spread.shared));
+  pack_stem(tensors, precision);
+  pack_layers(tensors, precision);
+  pack_head(tensors);
   ring_floats = size(p.layers) * size(p.heads) * size(p.window) * size(p.ld_head);
   conv_floats = size(p.conv) * size(p.ld_hidden);
 
-  const std::size_t each = bytes_of(precision);
-  const auto rows_of = [&](int n) { return size(share_of(n, 0, spread.blocks).count); };
-  std::vector<std::size_t> sizes{rows_of(p.hidden) * size(p.ld_units) * each};
-  if (p.recurrent) sizes.push_back(6 * rows_of(p.hidden) * size(p.ld_hidden) * each);
-  for (int layer = 0; layer < p.layers; ++layer) {
-    sizes.push_back((rows_of(p.hidden) + rows_of(2 * p.hidden)) * size(p.ld_hidden) * each);
-    sizes.push_back(2 * size(p.window) * size(p.ld_head) * sizeof(float));
-    sizes.push_back(rows_of(p.hidden) * size(p.ld_hidden) * each);
-    sizes.push_back(rows_of(p.mlp) * size(p.ld_hidden) * each);
-    sizes.push_back(rows_of(p.hidden) * size(p.ld_mlp) * each);
-  }
+  const std::vector<std::size_t> sizes = chunk_sizes(p, precision, spread.blocks);
   chunks = schedule(sizes, spread.shared - fixed);
   std::size_t end = 0;
   for (std::size_t i = 0; i < chunks.size(); ++i)
@@ -305,7 +330,6 @@ void StreamState::reset() {
   std::fill(valid_.begin(), valid_.end(), 0u);
   std::fill(conv_valid_.begin(), conv_valid_.end(), 0u);
   n_valid_ = 0;
-  first_ = true;
   position_ = 0;
 }
 
@@ -334,8 +358,7 @@ void StreamState::write(std::uint8_t* buffer, std::uint32_t sequence, const std:
   header.sequence = sequence;
   header.slot = static_cast<std::int32_t>(slot);
   header.conv_slot = plan_.conv ? static_cast<std::int32_t>(position_ % plan_.conv) : 0;
-  header.flags = (present ? flag_present : 0) | (dry ? flag_dry : 0) | (n_valid_ ? flag_any_valid : 0) |
-                 (first_ ? flag_first : 0);
+  header.flags = (present ? flag_present : 0) | (dry ? flag_dry : 0) | (n_valid_ ? flag_any_valid : 0);
   std::memcpy(buffer, &header, sizeof header);
   float* cosine = reinterpret_cast<float*>(buffer + plan_.in_cosine);
   float* sine = reinterpret_cast<float*>(buffer + plan_.in_sine);
@@ -354,7 +377,6 @@ void StreamState::write(std::uint8_t* buffer, std::uint32_t sequence, const std:
   }
   if (counts) std::memcpy(to, counts, sizeof(std::uint16_t) * static_cast<std::size_t>(plan_.units));
   if (plan_.conv) set(conv_valid_, position_ % plan_.conv, counts != nullptr);
-  first_ = false;
   ++position_;
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "../step.hpp"
@@ -47,7 +48,6 @@ class StreamState {
   std::vector<double> frequencies_;  // radians a bin, one for each rotated pair
   std::vector<std::uint32_t> valid_, conv_valid_;
   int n_valid_ = 0;
-  bool first_ = true;  // no bin has moved the GRU's memory
   std::int64_t position_ = 0;
 };
 
@@ -65,6 +65,14 @@ struct Layout {
 
   Layout(const StepShape& shape, const std::vector<ModalityShape>& modalities,
          const TensorMap& tensors, Precision precision, const Spread& spread);
+
+ private:
+  void pack_stem(const TensorMap& tensors, Precision precision);
+  void pack_layers(const TensorMap& tensors, Precision precision);
+  void pack_head(const TensorMap& tensors);
+  // Where in `floats` they are now.
+  std::size_t keep(const float* data, std::size_t n);
+  std::size_t keep_norm(const TensorMap& tensors, const std::string& name);
 };
 
 }  // namespace neds::gpu

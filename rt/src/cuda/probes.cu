@@ -21,8 +21,14 @@ __global__ void meetings(const __grid_constant__ Plan plan) {
 #endif
   if constexpr (possible) {
     Team team(plan, shared);
+    team.arrive();
+    team.started();
     team.mark(0);
-    for (int i = 0; i < plan.layers; ++i) team.sync();
+    for (int i = 0; i < plan.layers; ++i) {
+      team.nothing();
+      team.meet(0, 0, team.count);
+      team.block_sync();
+    }
     team.mark(1);
   }
 }

@@ -15,6 +15,7 @@
 #define NEDS_UNROLL _Pragma("unroll")
 #define NEDS_UNROLL_TWICE _Pragma("unroll 2")
 #else
+#include <bit>
 #include <cstring>
 #define NEDS_DEVICE inline
 #define NEDS_UNROLL
@@ -33,6 +34,7 @@ NEDS_DEVICE float exchange(float value, int mask) {
 }
 NEDS_DEVICE float exponential(float x) { return expf(x); }
 NEDS_DEVICE float inverse_root(float x) { return rsqrtf(x); }
+NEDS_DEVICE std::uint32_t bits_of(float x) { return __float_as_uint(x); }
 #else
 inline constexpr int lanes = 1;
 struct alignas(16) vec4 {
@@ -43,6 +45,7 @@ NEDS_DEVICE vec4 make_vec4(float a, float b, float c, float d) { return {a, b, c
 NEDS_DEVICE float exchange(float value, int) { return value; }
 NEDS_DEVICE float exponential(float x) { return std::exp(x); }
 NEDS_DEVICE float inverse_root(float x) { return 1.0f / std::sqrt(x); }
+NEDS_DEVICE std::uint32_t bits_of(float x) { return std::bit_cast<std::uint32_t>(x); }
 #endif
 
 NEDS_DEVICE vec4 load4(const float* p) { return *reinterpret_cast<const vec4*>(p); }

@@ -18,12 +18,17 @@ struct TeamBase {
   __device__ TeamBase(const Plan& plan, float* memory) : p(plan), shared(memory) {}
 
   NEDS_DEVICE void block_sync() { __syncthreads(); }
+  NEDS_DEVICE void warp_sync() { __syncwarp(); }
 
   NEDS_DEVICE vec4 read_input(const vec4* from) { return __ldcv(from); }
 
+  NEDS_DEVICE static unsigned address(const void* of) {
+    return static_cast<unsigned>(__cvta_generic_to_shared(of));
+  }
+
   NEDS_DEVICE void copy(void* to, const void* from, std::size_t bytes) {
     const char* source = static_cast<const char*>(from);
-    const auto target = static_cast<unsigned>(__cvta_generic_to_shared(to));
+    const unsigned target = address(to);
     // Rows are padded to 16 bytes, so every piece is a whole number of them.
     for (unsigned i = thread * 16u; i < bytes; i += threads * 16u)
       asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(target + i), "l"(source + i));
@@ -46,31 +51,66 @@ struct TeamBase {
   NEDS_DEVICE void mark(int i) {
     if (p.marks && index == 0 && thread == 0) p.marks[i] = clock64();
   }
-
-  // Tell the host that the outputs are there, after all of the block's stores.
-  NEDS_DEVICE void finish(volatile std::uint32_t* done, std::uint32_t sequence) {
-    __threadfence_system();
-    __syncthreads();
-    if (thread == 0) *done = sequence;
-  }
 };
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+// Every float sent counts at a barrier in the shared memory that it goes to, and a meeting is over
+// when all have been counted: no fence, and nobody waits for an answer. Two barriers take turns. No
+// block can be two meetings ahead of another, which it would have to hear from first, so what is
+// counted at a barrier is always of the meeting that is next there.
 struct ClusterTeam : TeamBase {
   static constexpr bool everywhere = false;
   using TeamBase::TeamBase;
+  unsigned meetings = 0;
 
-  NEDS_DEVICE void start() { sync(); }
-  NEDS_DEVICE void sync() { cooperative_groups::this_cluster().sync(); }
+  NEDS_DEVICE unsigned barrier() const { return address(shared + p.s_barriers) + 8 * (meetings & 1); }
 
-  NEDS_DEVICE void publish(int offset, float value, int copy, int copies) {
-    const auto cluster = cooperative_groups::this_cluster();
-    for (int block = copy; block < count; block += copies)
-      *cluster.map_shared_rank(shared + offset, static_cast<unsigned>(block)) = value;
+  NEDS_DEVICE void arrive() {
+    if (thread == 0) {
+      for (unsigned i = 0; i < 2; ++i)
+        asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(address(shared + p.s_barriers) + 8 * i));
+      asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+    }
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
   }
 
-  NEDS_DEVICE void fetch(int, int) {}
-  NEDS_DEVICE void fetch_part(int, int) {}
+  NEDS_DEVICE void started() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
+
+  NEDS_DEVICE static unsigned in_block(unsigned at, int block) {
+    unsigned there;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(at), "r"(block));
+    return there;
+  }
+
+  NEDS_DEVICE void send(int offset, float value, int copy, int copies) {
+    const unsigned at = address(shared + offset), counted = barrier();
+    for (int block = copy; block < count; block += copies)
+      asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];"
+                   ::"r"(in_block(at, block)), "f"(value), "r"(in_block(counted, block)) : "memory");
+  }
+
+  NEDS_DEVICE void send4(int offset, vec4 v) {
+    const unsigned at = address(shared + offset), counted = barrier();
+    for (int block = 0; block < count; ++block)
+      asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];"
+                   ::"r"(in_block(at, block)), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w),
+                   "r"(in_block(counted, block)) : "memory");
+  }
+
+  NEDS_DEVICE void nothing() {
+    if (thread < count) send(p.s_nothing, 0.0f, thread, count);
+  }
+
+  NEDS_DEVICE void meet(int, int, int sent) {
+    const unsigned at = barrier(), parity = meetings >> 1 & 1;
+    if (thread == 0)
+      asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(4 * sent) : "memory");
+    for (unsigned over = 0; !over;)
+      asm volatile("{\n\t.reg .pred over;\n\t"
+                   "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 over, [%1], %2;\n\t"
+                   "selp.u32 %0, 1, 0, over;\n\t}" : "=r"(over) : "r"(at), "r"(parity) : "memory");
+    ++meetings;
+  }
 };
 #else  // clusters came with compute capability 9.0
 struct ClusterTeam {
@@ -82,7 +122,24 @@ struct GridTeam : TeamBase {
   static constexpr bool everywhere = true;
   using TeamBase::TeamBase;
 
-  NEDS_DEVICE void start() { __syncthreads(); }
+  NEDS_DEVICE void arrive() {}
+  NEDS_DEVICE void started() {}
+  NEDS_DEVICE void nothing() {}
+
+  NEDS_DEVICE void send(int offset, float value, int copy, int) {
+    if (copy == 0) __stcg(p.exchange + offset, value);
+  }
+
+  NEDS_DEVICE void send4(int offset, vec4 values) {
+    __stcg(reinterpret_cast<float4*>(p.exchange + offset), values);
+  }
+
+  NEDS_DEVICE void meet(int offset, int n, int) {
+    sync();
+    const float4* from = reinterpret_cast<const float4*>(p.exchange + offset);
+    float4* to = reinterpret_cast<float4*>(shared + offset);
+    for (int i = thread; i < n / 4; i += threads) to[i] = __ldcg(from + i);
+  }
 
   // Every block adds one, block 0 what is missing to the highest bit; that bit's change is the
   // signal, and the counter is ready for the next time.
@@ -99,21 +156,6 @@ struct GridTeam : TeamBase {
       __threadfence();
     }
     __syncthreads();
-  }
-
-  NEDS_DEVICE void publish(int offset, float value, int copy, int) {
-    if (copy == 0) __stcg(p.exchange + offset, value);
-  }
-
-  NEDS_DEVICE void fetch(int offset, int n) {
-    fetch_part(offset, n);
-    __syncthreads();
-  }
-
-  NEDS_DEVICE void fetch_part(int offset, int n) {
-    const float4* from = reinterpret_cast<const float4*>(p.exchange + offset);
-    float4* to = reinterpret_cast<float4*>(shared + offset);
-    for (int i = thread; i < n / 4; i += threads) to[i] = __ldcg(from + i);
   }
 };
 

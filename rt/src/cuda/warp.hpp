@@ -1,6 +1,7 @@
 // What one warp does by itself: products of weight rows with a vector, sums, norms.
 #pragma once
 
+#include "plan.hpp"
 #include "shim.hpp"
 
 namespace neds::gpu {
@@ -55,37 +56,67 @@ NEDS_DEVICE void sum_and_spread(float (&values)[N], int lane, const F& f) {
 
 inline constexpr int tile_rows = 4;  // weight rows that a warp multiplies at once
 
-// Rows `first` .. of a matrix (n, ld) times the vector x (floats, in shared memory);
-// f(row of the matrix, sum, copy, copies) for each product. Rows beyond n are dropped.
+// What a norm does to a vector: (x - mean) * scale * weight + bias; no norm at all if weight is null.
+struct Norm {
+  const float *weight, *bias;
+  float mean, scale;
+};
+
+NEDS_DEVICE vec4 normed(vec4 v, const Norm& norm, int k) {
+  const vec4 w = load4(norm.weight + k), b = load4(norm.bias + k);
+  return make_vec4((v.x - norm.mean) * norm.scale * w.x + b.x, (v.y - norm.mean) * norm.scale * w.y + b.y,
+                   (v.z - norm.mean) * norm.scale * w.z + b.z, (v.w - norm.mean) * norm.scale * w.w + b.w);
+}
+
+// Mean and scale of the n values at x, whose padding up to ld is zero.
+NEDS_DEVICE void measure(const float* x, int n, int ld, int lane, Norm& norm) {
+  float sum = 0;
+  for (int k = lane * 4; k < ld; k += lanes * 4) {
+    const vec4 v = load4(x + k);
+    sum += (v.x + v.y) + (v.z + v.w);
+  }
+  const float mean = warp_sum(sum) / static_cast<float>(n);
+  float square = 0;
+  for (int k = lane * 4; k < ld; k += lanes * 4) {
+    vec4 v = load4(x + k);
+    v = make_vec4(v.x - mean, v.y - mean, v.z - mean, v.w - mean);
+    square = dot4(v, v, square);
+  }
+  const float padding = static_cast<float>(ld - n) * mean * mean;
+  norm.mean = mean;
+  norm.scale = inverse_root((warp_sum(square) - padding) / static_cast<float>(n) + 1e-5f);
+}
+
+// The bias that follows a row of `ld` weights.
+template <class Weight>
+NEDS_DEVICE float bias_of(const Weight* row, int ld) {
+  return *reinterpret_cast<const float*>(row + ld);
+}
+
+// Rows `first` .. of a matrix of n rows, each `ld` weights and a bias, times the vector x (floats,
+// in shared memory) after its norm; f(row of the matrix, product, bias, copy, copies) for each row
+// once per copy, where copies are lanes that share what is to be done with it.
 template <class Weight, class F>
-NEDS_DEVICE void multiply(const Weight* matrix, int ld, int first, int n, const float* x, int lane,
-                          const F& f) {
+NEDS_DEVICE void multiply(const Weight* matrix, int ld, int first, int n, const float* x,
+                          const Norm& norm, int lane, const F& f) {
+  constexpr int padding = bias_bytes / static_cast<int>(sizeof(Weight));
   const Weight* weight[tile_rows];
   NEDS_UNROLL
   for (int j = 0; j < tile_rows; ++j)
-    weight[j] = matrix + static_cast<std::size_t>(first + j < n ? first + j : n - 1) * ld;
+    weight[j] = matrix + static_cast<std::size_t>(first + j < n ? first + j : n - 1) * (ld + padding);
   float sums[tile_rows] = {};
   NEDS_UNROLL_TWICE
   for (int k = lane * 4; k < ld; k += lanes * 4) {
-    const vec4 v = load4(x + k);
+    vec4 v = load4(x + k);
+    if (norm.weight) v = normed(v, norm, k);
     NEDS_UNROLL
     for (int j = 0; j < tile_rows; ++j) sums[j] = dot4(load4(weight[j] + k), v, sums[j]);
   }
   sum_and_spread<tile_rows>(sums, lane, [&](int j, float sum, int copy, int copies) {
-    if (first + j < n) f(first + j, sum, copy, copies);
+    const int row = first + j;
+    if (row < n)
+      f(row, sum, bias_of(matrix + static_cast<std::size_t>(row) * (ld + padding), ld), copy, copies);
   });
-}
-
-// y = (x - mean) / sqrt(variance + 1e-5) * weight + bias over n values of one row.
-NEDS_DEVICE void layer_norm(const float* x, const float* weight, const float* bias, int n, int lane,
-                            float* y) {
-  float sum = 0;
-  for (int i = lane; i < n; i += lanes) sum += x[i];
-  const float mean = warp_sum(sum) / static_cast<float>(n);
-  float square = 0;
-  for (int i = lane; i < n; i += lanes) square += (x[i] - mean) * (x[i] - mean);
-  const float scale = inverse_root(warp_sum(square) / static_cast<float>(n) + 1e-5f);
-  for (int i = lane; i < n; i += lanes) y[i] = (x[i] - mean) * scale * weight[i] + bias[i];
 }
 
 }  // namespace neds::gpu
