@@ -45,7 +45,7 @@ struct EmulatedTeam {
   const Plan& p;
   int index, count, thread, threads;
   float* shared;
-  std::deque<std::vector<std::function<void()>>> groups{1};
+  std::deque<std::function<void()>> groups{};
   unsigned meetings = 0;
   std::array<long, 2> expected{};
 
@@ -63,6 +63,7 @@ struct EmulatedTeam {
         machine.received[static_cast<std::size_t>(block)][meetings & 1].fetch_add(1);
       }
   }
+  void send_tile(int offset, float value, int copy) { send(offset, value, copy, 1); }
   void send4(int offset, vec4 v) {
     send(offset, v.x, 0, 1);
     send(offset + 1, v.y, 0, 1);
@@ -86,18 +87,14 @@ struct EmulatedTeam {
     ++meetings;
   }
 
-  void copy(void* to, const void* from, std::size_t bytes) {
-    groups.back().push_back([=, this] {
-      for (std::size_t i = static_cast<std::size_t>(thread) * 16; i < bytes; i += static_cast<std::size_t>(threads) * 16)
+  void load(int, void* to, const void* from, int bytes) {
+    groups.push_back([=, this] {
+      for (int i = thread * 16; i < bytes; i += threads * 16)
         std::memcpy(static_cast<char*>(to) + i, static_cast<const char*>(from) + i, 16);
     });
   }
-  void commit() { groups.emplace_back(); }
-  void wait(int pending) {
-    while (static_cast<int>(groups.size()) - 1 > pending) {
-      for (const auto& work : groups.front()) work();
-      groups.pop_front();
-    }
+  void wait(int i, int loaded) {
+    for (; static_cast<int>(groups.size()) > loaded - 1 - i; groups.pop_front()) groups.front()();
   }
   void mark(int) {}
 };
@@ -154,22 +151,19 @@ extern "C" int emulate(const int* sizes, double rope_base, int n_modalities, con
 
   const auto floats = [](std::size_t n) { return std::vector<vec4>((n + 3) / 4 + 1); };
   const auto at = [](std::vector<vec4>& v) { return reinterpret_cast<float*>(v.data()); };
-  auto keys = floats(layout->ring_floats), values = floats(layout->ring_floats);
+  auto rings = floats(layout->ring_floats);
   auto conv = floats(layout->conv_floats);
-  auto constants = floats(layout->floats.size()), weights = floats(layout->weights.size() / 4);
+  auto weights = floats(layout->weights.size() / 4);
   auto memory = floats(static_cast<std::size_t>(layout->plan.ld_hidden));
   auto exchange = floats(layout->shared_bytes / 4), input = floats(layout->plan.in_bytes / 4);
-  std::memcpy(at(constants), layout->floats.data(), layout->floats.size() * 4);
   std::memcpy(at(weights), layout->weights.data(), layout->weights.size());
   volatile std::uint32_t done = 0;
 
   Plan plan = layout->plan;
-  plan.weights = at(weights);
-  plan.floats = at(constants);
+  plan.weights = reinterpret_cast<const std::uint8_t*>(weights.data());
   plan.softmax = layout->softmax.data();
-  plan.chunks = layout->chunks.data();
-  plan.keys = at(keys);
-  plan.values = at(values);
+  plan.jobs = layout->jobs.data();
+  plan.rings = at(rings);
   plan.conv_ring = at(conv);
   plan.memory = at(memory);
   plan.exchange = at(exchange);

@@ -13,23 +13,21 @@ inline constexpr float lowest = -1e30f;  // below every score, and no trouble to
 template <class Step>
 struct Attention {
   Step& step;
-  int layer, chunk;
+  int layer;
+  const char* staged;  // keys and values of the block's first head
   const Plan& p = step.p;
   float* s = step.s;
 
   NEDS_DEVICE void run() {
-    const int count = step.team.count;
-    for (int head = step.team.index; head < p.heads; head += count) {
-      const float* keys = step.ring(p.keys, layer, head);
-      const float* values = step.ring(p.values, layer, head);
-      if (head == step.team.index && step.chunks()[chunk].offset >= 0) {
-        keys = reinterpret_cast<const float*>(step.stage() + step.chunks()[chunk].offset);
-        values = keys + static_cast<std::size_t>(p.window) * p.ld_head;
-      }
+    NEDS_ROLLED
+    for (int head = step.team.index; head < p.heads; head += step.team.count) {
+      const int each = p.window * p.ld_head;
+      float* ring = p.rings + (static_cast<std::size_t>(layer) * p.heads + head) * 2 * each;
+      const float* keys = head == step.team.index ? reinterpret_cast<const float*>(staged) : ring;
       turn(head);
       step.team.block_sync();
-      remember(head);
-      weigh(keys, values);
+      remember(ring);
+      weigh(keys, keys + each);
       step.team.block_sync();
       gather(head);
     }
@@ -41,6 +39,7 @@ struct Attention {
     const float* cosine = step.template section<float>(p.in_cosine);
     const float* sine = step.template section<float>(p.in_sine);
     const float scale = inverse_root(static_cast<float>(p.head_dim));
+    NEDS_ROLLED
     for (int i = step.team.thread; i < 2 * half + p.head_dim; i += step.team.threads) {
       if (i >= 2 * half) {
         const int j = i - 2 * half;
@@ -59,22 +58,15 @@ struct Attention {
 
   // Keep the new key and value for the bins to come. What was staged of this slot is not used: the
   // new ones are at hand.
-  NEDS_DEVICE void remember(int head) {
+  NEDS_DEVICE void remember(float* ring) {
     if (!step.present || step.dry) return;
-    const std::size_t at = static_cast<std::size_t>(step.header->slot) * p.ld_head;
-    float* key = step.ring(p.keys, layer, head) + at;
-    float* value = step.ring(p.values, layer, head) + at;
+    float* key = ring + step.header->slot * p.ld_head;
+    float* value = key + p.window * p.ld_head;
+    NEDS_ROLLED
     for (int i = step.team.thread; i < p.head_dim; i += step.team.threads) {
       key[i] = s[p.s_own + i];
       value[i] = s[p.s_own + p.ld_head + i];
     }
-  }
-
-  // Lanes that share one slot: a power of two, each with 4 dimensions at a time.
-  NEDS_DEVICE int lanes_per_slot() const {
-    int n = 1;
-    while (2 * n <= lanes && 2 * n <= p.ld_head / 4) n *= 2;
-    return n;
   }
 
   NEDS_DEVICE bool valid(int slot) const {
@@ -84,30 +76,36 @@ struct Attention {
   // This warp's slots: their largest score, the sum of e^(score - largest), and the sum of values so
   // weighted.
   NEDS_DEVICE void weigh(const float* keys, const float* values) {
-    const int share = lanes_per_slot(), each = lanes / share, sub = step.lane % share;
+    const int share = p.lanes_per_slot, each = lanes / share, sub = step.lane % share;
     const int first = step.warp * each, apart = step.warps * each, mine = first + step.lane / share;
     float top = lowest;
+    NEDS_UNROLL_TWICE
     for (int begin = first; begin < p.window; begin += apart) {
       const int slot = begin + step.lane / share;
       const int held = slot < p.window ? slot : p.window - 1;
       const float* key = held == step.header->slot ? s + p.s_own : keys + held * p.ld_head;
       float sum = 0;
+      NEDS_ROLLED
       for (int i = sub * 4; i < p.ld_head; i += share * 4)
         sum = dot4(load4(key + i), load4(s + p.s_query + i), sum);
+      NEDS_ROLLED
       for (int mask = share / 2; mask > 0; mask /= 2) sum += exchange(sum, mask);
       if (slot >= p.window) continue;
       sum = valid(slot) ? sum : -INFINITY;
       if (sub == 0) s[p.s_scores + slot] = sum;
       top = fmaxf(top, sum);
     }
+    NEDS_ROLLED
     for (int mask = lanes / 2; mask >= share; mask /= 2) top = fmaxf(top, exchange(top, mask));
     step.team.warp_sync();
 
     float total = 0;
+    NEDS_ROLLED
     for (int base = 0; base < p.ld_head; base += share * 4) {
       const bool inside = base + sub * 4 < p.ld_head;  // all lanes take part in the exchanges
       const int i = inside ? base + sub * 4 : 0;
       vec4 sum = {};
+      NEDS_UNROLL_TWICE
       for (int slot = mine; slot < p.window; slot += apart) {
         const float* value = slot == step.header->slot ? s + p.s_own + p.ld_head : values + slot * p.ld_head;
         const vec4 v = load4(value + i);
@@ -118,6 +116,7 @@ struct Attention {
         sum.z += weight * v.z;
         sum.w += weight * v.w;
       }
+      NEDS_ROLLED
       for (int mask = lanes / 2; mask >= share; mask /= 2) {
         sum.x += exchange(sum.x, mask);
         sum.y += exchange(sum.y, mask);
@@ -127,6 +126,7 @@ struct Attention {
       if (inside && step.lane < share)
         *reinterpret_cast<vec4*>(s + p.s_parts + step.warp * p.ld_head + i) = sum;
     }
+    NEDS_ROLLED
     for (int mask = lanes / 2; mask >= share; mask /= 2) total += exchange(total, mask);
     if (step.lane == 0) {
       s[p.s_tops + 2 * step.warp] = top;
@@ -139,7 +139,9 @@ struct Attention {
     step.for_each(p.head_dim, [&](int i, int copy, int copies) {
       const float* tops = s + p.s_tops;
       float top = lowest, total = 0, sum = 0;
+      NEDS_UNROLL_TWICE
       for (int part = 0; part < step.warps; ++part) top = fmaxf(top, tops[2 * part]);
+      NEDS_UNROLL_TWICE
       for (int part = 0; part < step.warps; ++part) {
         const float size = exponential(tops[2 * part] - top);
         total += size * tops[2 * part + 1];

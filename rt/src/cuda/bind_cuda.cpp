@@ -81,10 +81,10 @@ nb::dict facts_of_step(const CudaStep& self) {
   d["blocks"] = self.blocks();
   d["threads"] = self.threads();
   d["shared_bytes"] = layout.shared_bytes;
-  d["chunks"] = layout.chunks.size();
-  d["chunks_ahead"] = layout.staged;
+  d["jobs"] = layout.plan.n_jobs;
+  d["jobs_ahead"] = layout.staged;
   d["weight_bytes"] = layout.weights.size();
-  d["ring_bytes"] = 2 * layout.ring_floats * sizeof(float);
+  d["ring_bytes"] = layout.ring_floats * sizeof(float);
   return d;
 }
 

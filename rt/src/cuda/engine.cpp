@@ -196,11 +196,9 @@ void CudaStep::upload() {
   Device& d = *device_;
   plan_ = layout_->plan;
   plan_.weights = d.copy(layout_->weights);
-  plan_.floats = d.copy(layout_->floats);
   plan_.softmax = d.copy(layout_->softmax);
-  plan_.chunks = d.copy(layout_->chunks);
-  plan_.keys = d.take<float>(layout_->ring_floats);
-  plan_.values = d.take<float>(layout_->ring_floats);
+  plan_.jobs = d.copy(layout_->jobs);
+  plan_.rings = d.take<float>(layout_->ring_floats);
   plan_.conv_ring = d.take<float>(layout_->conv_floats);
   plan_.memory = d.take<float>(static_cast<std::size_t>(plan_.ld_hidden));
   plan_.exchange = d.take<float>(layout_->shared_bytes / sizeof(float));
@@ -327,10 +325,8 @@ void CudaStep::warm() {
   run_without_outputs();
 }
 
-// Begin, GRU's gates of its memory, input, GRU (without one the input), layers, readout.
-int CudaStep::n_marks() const {
-  return 2 + (plan_.recurrent ? 3 : 1) + phases_per_layer * plan_.layers;
-}
+// The beginning and every job's end.
+int CudaStep::n_marks() const { return 1 + plan_.n_jobs; }
 
 std::vector<long long> CudaStep::phase_clocks() const {
   if (!plan_.marks) return {};

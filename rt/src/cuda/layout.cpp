@@ -42,23 +42,33 @@ std::uint16_t to_float16(float value) {
   return static_cast<std::uint16_t>(sign | (static_cast<long>(exponent + 15) * 1024 + fraction - 1024));
 }
 
-// Appends matrices in the type of the weights: rows padded with zeros, each followed by its bias.
+// Appends what jobs need: rows of matrices in the type of the weights, each followed by its bias,
+// and floats.
 class Packer {
  public:
   Packer(std::vector<std::uint8_t>& to, Precision precision) : to_(to), precision_(precision) {}
 
-  // Elements so far.
-  std::size_t size() const { return to_.size() / bytes_of(precision_); }
+  // Bytes so far, from where the next job's data begin.
+  std::size_t begin() {
+    to_.resize(round_up<std::size_t>(to_.size(), 128));
+    return to_.size();
+  }
 
-  // `at(row, column)` and `bias(row)` for n rows of `depth`, padded to `ld`.
+  // `at(row, column)` and `bias(row)` for some of the rows of a matrix, padded to `ld` columns and
+  // to whole tiles.
   template <class At, class Bias>
-  void append(int n, int depth, int ld, const At& at, const Bias& bias) {
-    for (int row = 0; row < n; ++row) {
-      for (int k = 0; k < ld; ++k) push(k < depth ? at(row, k) : 0.0f);
-      const float after[bias_bytes / sizeof(float)] = {bias(row)};
-      const auto* bytes = reinterpret_cast<const std::uint8_t*>(after);
-      to_.insert(to_.end(), bytes, bytes + bias_bytes);
+  void rows(Share share, int depth, int ld, const At& at, const Bias& bias) {
+    for (int j = 0; j < round_up(share.count, tile_rows); ++j) {
+      const bool real = j < share.count;
+      const int row = share.begin + j;
+      for (int k = 0; k < ld; ++k) push(real && k < depth ? at(row, k) : 0.0f);
+      floats({real ? bias(row) : 0.0f, 0.0f, 0.0f, 0.0f});
     }
+  }
+
+  void floats(const std::vector<float>& values) {
+    const auto* bytes = reinterpret_cast<const std::uint8_t*>(values.data());
+    to_.insert(to_.end(), bytes, bytes + values.size() * sizeof(float));
   }
 
  private:
@@ -74,32 +84,37 @@ class Packer {
   Precision precision_;
 };
 
-// Places chunks in a ring of `room` bytes: each as early as the bytes it takes are free.
-std::vector<Chunk> schedule(const std::vector<std::size_t>& sizes, std::size_t room) {
+struct Place {
+  std::int32_t offset, issue;
+};
+
+// Places the jobs' data in a ring of `room` bytes: each as early as the bytes it takes are free;
+// offset < 0 for those that find no room at all.
+std::vector<Place> schedule(const std::vector<std::size_t>& sizes, std::size_t room) {
   struct Live {
     std::size_t begin, end;
-    int chunk;
+    int job;
   };
-  std::vector<Chunk> chunks;
+  std::vector<Place> places;
   std::vector<Live> live;
   std::size_t cursor = 0;
   int issue = 0;
-  for (int chunk = 0; chunk < static_cast<int>(sizes.size()); ++chunk) {
-    issue = std::max(issue, chunk + 1 - max_in_flight);
-    const std::size_t size = round_up<std::size_t>(sizes[static_cast<std::size_t>(chunk)], 128);
+  for (int job = 0; job < static_cast<int>(sizes.size()); ++job) {
+    issue = std::max(issue, job + 1 - max_in_flight);
+    const std::size_t size = round_up<std::size_t>(sizes[static_cast<std::size_t>(job)], 128);
     if (size == 0 || size > room) {
-      chunks.push_back({-1, issue});
+      places.push_back({-1, issue});
       continue;
     }
     if (cursor + size > room) cursor = 0;
     for (const Live& other : live)
-      if (other.begin < cursor + size && cursor < other.end) issue = std::max(issue, other.chunk + 1);
-    std::erase_if(live, [&](const Live& other) { return other.chunk < issue; });
-    live.push_back({cursor, cursor + size, chunk});
-    chunks.push_back({static_cast<std::int32_t>(cursor), issue});
+      if (other.begin < cursor + size && cursor < other.end) issue = std::max(issue, other.job + 1);
+    std::erase_if(live, [&](const Live& other) { return other.job < issue; });
+    live.push_back({cursor, cursor + size, job});
+    places.push_back({static_cast<std::int32_t>(cursor), issue});
     cursor += size;
   }
-  return chunks;
+  return places;
 }
 
 // Hands out runs of floats, each begun at a multiple of four.
@@ -131,26 +146,10 @@ void set_sizes(Plan& p, const StepShape& shape, const std::vector<ModalityShape>
   p.ld_mlp = round_up(shape.mlp, 8);
   p.ld_head = round_up(p.head_dim, 4);
   for (const ModalityShape& modality : modalities) p.n_outputs += modality.n_outputs;
+  p.n_jobs = (p.recurrent ? 3 : 1) + phases_per_layer * p.layers + 1;
 }
 
 std::size_t size(int n) { return static_cast<std::size_t>(n); }
-
-// Bytes of what a block needs in each phase: its rows with their biases, and norms after them.
-std::vector<std::size_t> chunk_sizes(const Plan& p, Precision precision, int blocks) {
-  const auto rows = [&](int n, int ld) {
-    return size(share_of(n, 0, blocks).count) * (size(ld) * bytes_of(precision) + bias_bytes);
-  };
-  const std::size_t norm = 2 * size(p.ld_hidden) * sizeof(float);
-  std::vector<std::size_t> sizes{rows(p.hidden, p.ld_units)};
-  if (p.recurrent) sizes.push_back(6 * rows(p.hidden, p.ld_hidden));
-  for (int layer = 0; layer < p.layers; ++layer)
-    sizes.insert(sizes.end(), {rows(3 * p.hidden, p.ld_hidden) + norm,
-                               2 * size(p.window) * size(p.ld_head) * sizeof(float),
-                               rows(p.hidden, p.ld_hidden), rows(p.mlp, p.ld_hidden) + norm,
-                               rows(p.hidden, p.ld_mlp)});
-  sizes.push_back(norm + size(p.n_outputs) * (size(p.ld_hidden) * sizeof(float) + bias_bytes));
-  return sizes;
-}
 
 // The input buffer: header, phases, validity bits, counts.
 void lay_out_input(Plan& p) {
@@ -173,14 +172,14 @@ void lay_out_shared(Plan& p, const Spread& spread) {
   const int warps = spread.threads / spread.lanes, ld_q = p.heads * p.ld_head;
   const int own = share_of(p.hidden, 0, spread.blocks).count;
   p.s_input = shared.take(static_cast<int>(p.in_bytes / sizeof(float)));
-  p.s_chunks = shared.take(p.n_chunks() * static_cast<int>(sizeof(Chunk) / sizeof(float)));
+  p.s_jobs = shared.take(p.n_jobs * static_cast<int>(sizeof(Job) / sizeof(float)));
   p.s_softmax = shared.take(2 * p.n_softmax);
-  p.s_barriers = shared.take(4);
+  p.s_barriers = shared.take(2 * (2 + max_in_flight + 1));  // of 8 bytes each
   p.s_nothing = shared.take(1);
   p.s_counts = shared.take(p.ld_units);  // from here on all is zero before the first meeting
   p.s_memory = shared.take(p.recurrent ? p.ld_hidden : 0);
   p.s_gates = shared.take(p.recurrent ? 6 * own : 0);
-  p.s_stem = shared.take((stem_fields + 2 * p.conv) * own);
+  p.s_conv = shared.take(p.conv * own);
   p.s_x = shared.take(p.ld_hidden);
   p.s_x2 = shared.take(p.ld_hidden);
   p.s_qkv = shared.take(3 * ld_q);
@@ -199,90 +198,173 @@ void lay_out_shared(Plan& p, const Spread& spread) {
 
 std::size_t bytes_of(Precision precision) { return precision == Precision::float32 ? 4 : 2; }
 
-void Layout::pack_stem(const TensorMap& tensors, Precision precision) {
-  Plan& p = plan;
-  const std::size_t h = size(p.hidden);
-  Packer packer(weights, precision);
-  if (p.recurrent)
-    for (const char* which : {"ih", "hh"}) {
-      // One gate after the other; here, by feature.
-      const float* gates = find(tensors, std::string("gru.weight_") + which, {3 * h, h});
-      const float* bias = find(tensors, std::string("gru.bias_") + which, {3 * h});
-      (which[0] == 'i' ? p.w_gates : p.w_gates_back) = packer.size();
-      const auto row_of = [&](int row) { return size(row % 3) * h + size(row / 3); };
-      packer.append(3 * p.hidden, p.hidden, p.ld_hidden,
-                    [&](int row, int k) { return gates[row_of(row) * h + size(k)]; },
-                    [&](int row) { return bias[row_of(row)]; });
+// Builds the jobs of one block and packs what they need.
+class Layout::BlockPacker {
+ public:
+  BlockPacker(Layout& layout, const TensorMap& tensors, Precision precision, int block, int blocks)
+      : p_(layout.plan), layout_(layout), tensors_(tensors), packer_(layout.weights, precision),
+        precision_(precision), block_(block), blocks_(blocks), own_(share_of(p_.hidden, block, blocks)),
+        x_(p_.s_x), other_(p_.s_x2) {}
+
+  void pack() {
+    const std::size_t h = size(p_.hidden);
+    if (p_.recurrent) gates(memory_gates, "hh");
+    const float* input = find(tensors_, "input.weight", {size(p_.units), h});
+    matrix(kind::input, p_.hidden, p_.units, p_.ld_units, p_.s_counts, p_.s_x, p_.ld_hidden, "input.bias",
+           [&](int o, int u) { return input[size(u) * h + size(o)]; });
+    stem_constants();
+    if (p_.recurrent) {
+      gates(bin_gates, "ih");
+      stem_constants();
+      std::swap(x_, other_);
     }
-  p.w_input = packer.size();
-  const float* input = find(tensors, "input.weight", {size(p.units), h});
-  const float* bias = find(tensors, "input.bias", {h});
-  packer.append(p.hidden, p.units, p.ld_units,
-                [&](int o, int u) { return input[size(u) * h + size(o)]; },
-                [&](int o) { return bias[o]; });
-  p.w_layers = packer.size();
-  p.f_token = keep(find(tensors, "input.token", {h}), h);
-  p.f_lost = keep(find(tensors, "input.lost", {h}), h);
-  if (!p.conv) return;
-  p.f_conv_weight = keep(find(tensors, "conv.weight", {size(p.conv), h}), size(p.conv) * h);
-  p.f_conv_bias = keep(find(tensors, "conv.bias", {h}), h);
-}
+    for (int layer = 0; layer < p_.layers; ++layer) pack_layer(layer);
+    pack_head();
+  }
 
-void Layout::pack_layers(const TensorMap& tensors, Precision precision) {
-  Plan& p = plan;
-  Packer packer(weights, precision);
-  p.f_layers = floats.size();
-  for (int layer = 0; layer < p.layers; ++layer) {
-    const std::string name = "layers." + std::to_string(layer) + ".";
-    const std::size_t f = floats.size(), w = packer.size();
-    const auto matrix = [&](const std::string& part, int n, int depth, int ld) {
-      const float* data = find(tensors, name + part + ".weight", {size(n), size(depth)});
-      const float* bias = find(tensors, name + part + ".bias", {size(n)});
-      const std::size_t here = packer.size() - w;
-      packer.append(n, depth, ld, [&](int o, int k) { return data[size(o) * size(depth) + size(k)]; },
-                    [&](int o) { return bias[o]; });
-      return here;
+ private:
+  using kind = Kind;
+
+  Job& begin(Kind kind, Share share, int ld, int from, int to) {
+    Job job{};
+    job.kind = kind;
+    job.rows = share.count;
+    job.first = share.begin;
+    job.ld = ld;
+    job.from = from;
+    job.to = to;
+    job.x = x_;
+    job.source = static_cast<std::int64_t>(packer_.begin());
+    layout_.jobs.push_back(job);
+    return layout_.jobs.back();
+  }
+
+  void end_rows() { last().row_bytes = last().bytes = packed(); }
+  void end() { last().bytes = last().rows ? packed() : 0; }
+  Job& last() { return layout_.jobs.back(); }
+  int packed() const {
+    return static_cast<int>(layout_.weights.size()) - static_cast<int>(layout_.jobs.back().source);
+  }
+
+  // `values` are sent by the first `busy` blocks, to a run of `extent`.
+  void meeting(int values, int extent, int busy) {
+    last().extent = extent;
+    last().sent = values + blocks_ - busy;
+    last().silent = block_ >= busy;
+  }
+
+  template <class At>
+  void matrix(Kind kind, int n, int depth, int ld, int from, int to, int extent, const std::string& bias,
+              const At& at) {
+    const float* biases = find(tensors_, bias, {size(n)});
+    const Share share = share_of(n, block_, blocks_);
+    begin(kind, share, ld, from, to);
+    packer_.rows(share, depth, ld, at, [&](int o) { return biases[o]; });
+    end_rows();
+    meeting(n, extent, sharers(n, blocks_));
+  }
+
+  // One gate after the other in the tensors; here, by feature.
+  void gates(Kind kind, const std::string& which) {
+    const std::size_t h = size(p_.hidden);
+    const float* weight = find(tensors_, "gru.weight_" + which, {3 * h, h});
+    const float* bias = find(tensors_, "gru.bias_" + which, {3 * h});
+    const auto row_of = [&](int row) { return size(row % 3) * h + size(row / 3); };
+    const Share three{3 * own_.begin, 3 * own_.count};
+    const bool back = kind == memory_gates;
+    const int to = p_.s_gates + (back ? 3 * share_of(p_.hidden, 0, blocks_).count : 0) - three.begin;
+    Job& job = begin(kind, three, p_.ld_hidden, back ? p_.s_memory : p_.s_x, to);
+    job.x = other_;
+    packer_.rows(three, p_.hidden, p_.ld_hidden,
+                 [&](int row, int k) { return weight[row_of(row) * h + size(k)]; },
+                 [&](int row) { return bias[row_of(row)]; });
+    end_rows();
+    if (!back) meeting(p_.hidden, p_.ld_hidden, sharers(p_.hidden, blocks_));
+  }
+
+  void stem_constants() {
+    const std::size_t h = size(p_.hidden);
+    std::vector<float> values;
+    const auto add = [&](const float* from) {
+      values.insert(values.end(), from + own_.begin, from + own_.begin + own_.count);
     };
-    keep_norm(tensors, name + "norm1");
-    p.f_norm2 = keep_norm(tensors, name + "norm2") - f;
-    p.f_layer_stride = floats.size() - f;
-    matrix("qkv", 3 * p.hidden, p.hidden, p.ld_hidden);
-    p.w_out = matrix("out", p.hidden, p.hidden, p.ld_hidden);
-    p.w_up = matrix("up", p.mlp, p.hidden, p.ld_hidden);
-    p.w_down = matrix("down", p.hidden, p.mlp, p.ld_mlp);
-    p.w_layer_stride = packer.size() - w;
+    add(find(tensors_, "input.token", {h}));
+    add(find(tensors_, "input.lost", {h}));
+    if (p_.conv) {
+      const float* weight = find(tensors_, "conv.weight", {size(p_.conv), h});
+      add(find(tensors_, "conv.bias", {h}));
+      for (int tap = 0; tap < p_.conv; ++tap) add(weight + size(tap) * h);
+    }
+    values.resize(round_up<std::size_t>(values.size(), 4), 0.0f);
+    packer_.floats(values);
+    end();
   }
-}
 
-void Layout::pack_head(const TensorMap& tensors) {
-  Plan& p = plan;
-  const std::size_t h = size(p.hidden), ld = size(p.ld_hidden), n = size(p.n_outputs);
-  const float* weight = find(tensors, "head.weight", {n, h});
-  const float* bias = find(tensors, "head.bias", {n});
-  p.f_norm = keep_norm(tensors, "norm");
-  for (std::size_t o = 0; o < n; ++o) {
-    const std::size_t here = floats.size();
-    floats.resize(here + ld + bias_bytes / sizeof(float), 0.0f);
-    std::copy_n(weight + o * h, h, floats.data() + here);
-    floats[here + ld] = bias[o];
+  // Weights, then biases, each padded with zeros to ld_hidden: what is padding stays zero.
+  void norm(const std::string& name) {
+    const std::size_t h = size(p_.hidden), ld = size(p_.ld_hidden);
+    std::vector<float> values(2 * ld, 0.0f);
+    std::copy_n(find(tensors_, name + ".weight", {h}), h, values.data());
+    std::copy_n(find(tensors_, name + ".bias", {h}), h, values.data() + ld);
+    packer_.floats(values);
+    end();
   }
-}
 
-std::size_t Layout::keep(const float* data, std::size_t n) {
-  const std::size_t here = floats.size();
-  floats.insert(floats.end(), data, data + n);
-  floats.resize(round_up<std::size_t>(floats.size(), 4), 0.0f);
-  return here;
-}
+  void pack_layer(int layer) {
+    const std::string name = "layers." + std::to_string(layer) + ".";
+    const int h = p_.hidden, ld = p_.ld_hidden;
+    const auto linear = [&](Kind kind, const std::string& part, int n, int depth, int ld_row, int from,
+                            int to, int extent) {
+      const float* data = find(tensors_, name + part + ".weight", {size(n), size(depth)});
+      matrix(kind, n, depth, ld_row, from, to, extent, name + part + ".bias",
+             [&](int o, int k) { return data[size(o) * size(depth) + size(k)]; });
+    };
+    linear(qkv, "qkv", 3 * h, h, ld, x_, p_.s_qkv, 3 * p_.heads * p_.ld_head);
+    norm(name + "norm1");
+    attend(layer);
+    linear(residual, "out", h, h, ld, p_.s_attended, other_, ld);
+    std::swap(x_, other_);
+    linear(up, "up", p_.mlp, h, ld, x_, p_.s_inner, p_.ld_mlp);
+    norm(name + "norm2");
+    linear(residual, "down", h, p_.mlp, p_.ld_mlp, p_.s_inner, other_, ld);
+    std::swap(x_, other_);
+  }
 
-// Weights, then biases, each padded with zeros to ld_hidden: what is padding stays zero.
-std::size_t Layout::keep_norm(const TensorMap& tensors, const std::string& name) {
-  const std::size_t h = size(plan.hidden), ld = size(plan.ld_hidden), here = floats.size();
-  floats.resize(here + 2 * ld, 0.0f);
-  std::copy_n(find(tensors, name + ".weight", {h}), h, floats.data() + here);
-  std::copy_n(find(tensors, name + ".bias", {h}), h, floats.data() + here + ld);
-  return here;
-}
+  // What it needs are the keys and values of the block's first head.
+  void attend(int layer) {
+    Job& job = begin(attention, {layer, 0}, p_.ld_head, p_.s_qkv, p_.s_attended);
+    const std::int64_t bytes = static_cast<std::int64_t>(sizeof(float)) * 2 * p_.window * p_.ld_head;
+    job.bytes = block_ < p_.heads ? static_cast<int>(bytes) : 0;
+    job.source = (std::int64_t{layer} * p_.heads + std::min(block_, p_.heads - 1)) * bytes;
+    meeting(p_.hidden, p_.ld_hidden, std::min(p_.heads, blocks_));
+  }
+
+  // Of block 0, and in floats whatever the weights are.
+  void pack_head() {
+    const std::size_t h = size(p_.hidden), n = size(p_.n_outputs);
+    const float* weight = find(tensors_, "head.weight", {n, h});
+    const float* bias = find(tensors_, "head.bias", {n});
+    begin(head, {0, block_ ? 0 : p_.n_outputs}, p_.ld_hidden, x_, p_.s_raw);
+    if (block_) return;
+    for (std::size_t o = 0; o < n; ++o) {
+      std::vector<float> row(size(p_.ld_hidden) + bias_bytes / sizeof(float), 0.0f);
+      std::copy_n(weight + o * h, h, row.data());
+      row[size(p_.ld_hidden)] = bias[o];
+      packer_.floats(row);
+    }
+    end_rows();
+    norm("norm");
+  }
+
+  Plan& p_;
+  Layout& layout_;
+  const TensorMap& tensors_;
+  Packer packer_;
+  Precision precision_;
+  int block_, blocks_;
+  Share own_;
+  int x_, other_;  // where the residual stream is, and where it goes next
+};
 
 Layout::Layout(const StepShape& shape, const std::vector<ModalityShape>& modalities,
                const TensorMap& tensors, Precision precision, const Spread& spread) {
@@ -294,27 +376,40 @@ Layout::Layout(const StepShape& shape, const std::vector<ModalityShape>& modalit
     begin += modality.n_outputs;
   }
   p.n_softmax = static_cast<int>(softmax.size() / 2);
+  p.lanes_per_slot = 1;
+  while (2 * p.lanes_per_slot <= std::min(spread.lanes, p.ld_head / 4)) p.lanes_per_slot *= 2;
   lay_out_input(p);
   lay_out_shared(p, spread);
   const std::size_t fixed = static_cast<std::size_t>(p.s_stage) * sizeof(float);
   if (fixed > spread.shared)
     throw std::invalid_argument("activations of " + std::to_string(fixed) + " bytes, of which a "
                                 "block holds " + std::to_string(spread.shared));
-  pack_stem(tensors, precision);
-  pack_layers(tensors, precision);
-  pack_head(tensors);
-  ring_floats = size(p.layers) * size(p.heads) * size(p.window) * size(p.ld_head);
+  for (int block = 0; block < spread.blocks; ++block)
+    BlockPacker(*this, tensors, precision, block, spread.blocks).pack();
+  ring_floats = 2 * size(p.layers) * size(p.heads) * size(p.window) * size(p.ld_head);
   conv_floats = size(p.conv) * size(p.ld_hidden);
+  stage(spread.shared - fixed, spread.blocks);
+}
 
-  const std::vector<std::size_t> sizes = chunk_sizes(p, precision, spread.blocks);
-  chunks = schedule(sizes, spread.shared - fixed);
+// Where each job's data are staged: in all blocks where block 0, which has the most, needs them.
+void Layout::stage(std::size_t room, int blocks) {
+  std::vector<std::size_t> sizes;
+  for (int i = 0; i < plan.n_jobs; ++i) sizes.push_back(size(jobs[size(i)].bytes));
+  const std::vector<Place> places = schedule(sizes, room);
+  const std::size_t fixed = static_cast<std::size_t>(plan.s_stage) * sizeof(float);
   std::size_t end = 0;
-  for (std::size_t i = 0; i < chunks.size(); ++i)
-    if (chunks[i].offset >= 0) {
-      end = std::max(end, static_cast<std::size_t>(chunks[i].offset) + round_up<std::size_t>(sizes[i], 128));
-      staged += chunks[i].issue < static_cast<int>(i);
-      staged_bytes += sizes[i];
+  for (int i = 0; i < plan.n_jobs; ++i) {
+    const Place& place = places[size(i)];
+    for (int block = 0; block < blocks; ++block) {
+      Job& job = jobs[size(block * plan.n_jobs + i)];
+      job.staged = place.offset < 0 ? -1 : static_cast<std::int32_t>(fixed) + place.offset;
+      job.issue = place.issue;
     }
+    if (place.offset < 0) continue;
+    end = std::max(end, size(place.offset) + round_up<std::size_t>(sizes[size(i)], 128));
+    staged += place.issue < i;
+    staged_bytes += sizes[size(i)];
+  }
   shared_bytes = fixed + end;
 }
 

@@ -3,7 +3,6 @@
 #pragma once
 
 #include <cstdint>
-#include <string>
 #include <vector>
 
 #include "../step.hpp"
@@ -56,23 +55,18 @@ class StreamState {
 struct Layout {
   Plan plan{};
   std::vector<std::uint8_t> weights;
-  std::vector<float> floats;
+  std::vector<Job> jobs;  // [blocks][plan.n_jobs]
   std::vector<std::int32_t> softmax;
-  std::vector<Chunk> chunks;
-  std::size_t ring_floats = 0, conv_floats = 0;  // of keys (and of values), of embeddings
+  std::size_t ring_floats = 0, conv_floats = 0;  // of keys and values, of embeddings
   std::size_t shared_bytes = 0, staged_bytes = 0;
-  int staged = 0;  // chunks that reach shared memory before they are needed
+  int staged = 0;  // jobs whose data reach shared memory before they are needed
 
   Layout(const StepShape& shape, const std::vector<ModalityShape>& modalities,
          const TensorMap& tensors, Precision precision, const Spread& spread);
 
  private:
-  void pack_stem(const TensorMap& tensors, Precision precision);
-  void pack_layers(const TensorMap& tensors, Precision precision);
-  void pack_head(const TensorMap& tensors);
-  // Where in `floats` they are now.
-  std::size_t keep(const float* data, std::size_t n);
-  std::size_t keep_norm(const TensorMap& tensors, const std::string& name);
+  class BlockPacker;
+  void stage(std::size_t room, int blocks);
 };
 
 }  // namespace neds::gpu

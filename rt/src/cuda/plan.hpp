@@ -32,19 +32,36 @@ inline constexpr std::uint32_t flag_skip = 8;       // move the states on, give 
 // travel in one store, so that no fence has to part them.
 using Output = std::uint64_t;
 
-// A piece of weights (or of keys and values) that a block needs in one phase, and where in its
-// shared memory it is staged: loaded once phase `issue` is reached, `offset` < 0 if never.
-struct Chunk {
-  std::int32_t offset;  // bytes into the stage
-  std::int32_t issue;
-};
-
-inline constexpr int max_in_flight = 7;  // chunks on their way to shared memory at once
+inline constexpr int max_in_flight = 7;  // jobs whose data are on their way to shared memory at once
 inline constexpr int phases_per_layer = 5;
 inline constexpr int bias_bytes = 16;  // after every row of a matrix: its bias, and padding
+inline constexpr int tile_rows = 4;    // that a warp multiplies at once; a block's rows are padded to them
 
-// Of a block's own features, one after the other in shared memory; convolution's weights and its
-// earlier embeddings come after them, `conv` each.
+// What a block does in one phase, ready-made by the host, a table for each block: a step has no time
+// for arithmetic that comes out the same every time. Its data, rows and what follows them, lie in one
+// piece, so that one copy brings them to shared memory.
+enum Kind : std::int32_t { memory_gates, input, bin_gates, qkv, attention, residual, up, head };
+
+struct alignas(16) Job {
+  std::int32_t kind;
+  std::int32_t rows;   // of the matrix, this block's
+  std::int32_t first;  // the first of them; the layer (attention)
+  std::int32_t ld;     // elements of a row, padded
+  std::int32_t from;   // activations that the rows are multiplied with, floats into shared memory
+  std::int32_t to;     // where the product with row 0 of the matrix goes, likewise
+  std::int32_t x;      // the residual stream, likewise
+  std::int32_t extent; // floats from where a meeting's results begin, 0: no meeting
+  std::int32_t sent;   // floats that a block gets from all together
+  std::int32_t silent; // 1: this block sends none of them
+  std::int32_t staged; // bytes into shared memory, < 0: read where they lie
+  std::int32_t issue;  // the job after which they may be loaded
+  std::int32_t row_bytes;  // of all rows; what follows: norms, constants of the stem
+  std::int32_t bytes;      // of everything
+  std::int64_t source;     // bytes into weights, or into the rings (attention)
+};
+
+// Constants of a block's own features that follow the input's rows, one after the other; the
+// convolution's weights come after them, `conv` each.
 enum StemField { stem_token, stem_lost, stem_conv_bias, stem_fields };
 
 struct Plan {
@@ -55,21 +72,14 @@ struct Plan {
   int ld_units, ld_hidden, ld_mlp;  // padded to a multiple of 8
   int ld_head;                      // padded to a multiple of 4
 
-  // Matrices, in elements of their type; a row is followed by its bias: the GRU's of the bin and of
-  // the memory, each (hidden, 3 gates, hidden), input (hidden, units), then the layers.
-  const void* weights;
-  std::size_t w_gates, w_gates_back, w_input, w_layers, w_layer_stride, w_out, w_up, w_down;
+  int lanes_per_slot;  // that share a slot's dimensions, a power of two
+  int n_jobs;          // the last one is the readout
 
-  // Everything that stays in float, as offsets from `floats`. Norms: weights, then biases.
-  const float* floats;
-  std::size_t f_token, f_lost, f_conv_weight, f_conv_bias, f_norm, f_head, f_layers, f_layer_stride;
-  std::size_t f_norm2;  // from the layer's begin, where the first norm is; the head is after `f_norm`
-
+  const std::uint8_t* weights;  // what the jobs need of them, block by block
+  const Job* jobs;              // [blocks][n_jobs]
   const std::int32_t* softmax;  // [n_softmax][2] first output and number of outputs
-  const Chunk* chunks;          // [n_chunks()]
 
-  float* keys;       // [layers][heads][window][ld_head], rotated
-  float* values;     // likewise
+  float* rings;      // [layers][heads][keys, values][window][ld_head], keys rotated
   float* conv_ring;  // [conv][ld_hidden], embeddings of the last bins
   float* memory;     // [ld_hidden] of the GRU
 
@@ -82,11 +92,8 @@ struct Plan {
   long long* marks;              // clock at the end of each phase of block 0, or null
 
   // Offsets in a block's shared memory, in floats.
-  int s_input, s_chunks, s_softmax, s_barriers, s_nothing, s_counts, s_memory, s_gates, s_stem, s_x,
-      s_x2, s_qkv, s_attended, s_inner, s_query, s_own, s_scores, s_parts, s_tops, s_raw, s_stage;
-
-  NEDS_BOTH int stem_chunks() const { return recurrent ? 2 : 1; }  // GRU, input
-  NEDS_BOTH int n_chunks() const { return stem_chunks() + phases_per_layer * layers + 1; }
+  int s_input, s_jobs, s_softmax, s_barriers, s_nothing, s_counts, s_memory, s_gates, s_conv, s_x, s_x2,
+      s_qkv, s_attended, s_inner, s_query, s_own, s_scores, s_parts, s_tops, s_raw, s_stage;
 };
 
 // The share of block `block` of `n` rows that are dealt out in runs of equal length.

@@ -26,28 +26,6 @@ struct TeamBase {
     return static_cast<unsigned>(__cvta_generic_to_shared(of));
   }
 
-  NEDS_DEVICE void copy(void* to, const void* from, std::size_t bytes) {
-    const char* source = static_cast<const char*>(from);
-    const unsigned target = address(to);
-    // Rows are padded to 16 bytes, so every piece is a whole number of them.
-    for (unsigned i = thread * 16u; i < bytes; i += threads * 16u)
-      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(target + i), "l"(source + i));
-  }
-
-  NEDS_DEVICE void commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-
-  NEDS_DEVICE void wait(int pending) {
-    switch (pending) {
-      case 0: asm volatile("cp.async.wait_group 0;" ::: "memory"); break;
-      case 1: asm volatile("cp.async.wait_group 1;" ::: "memory"); break;
-      case 2: asm volatile("cp.async.wait_group 2;" ::: "memory"); break;
-      case 3: asm volatile("cp.async.wait_group 3;" ::: "memory"); break;
-      case 4: asm volatile("cp.async.wait_group 4;" ::: "memory"); break;
-      case 5: asm volatile("cp.async.wait_group 5;" ::: "memory"); break;
-      default: asm volatile("cp.async.wait_group 6;" ::: "memory");
-    }
-  }
-
   NEDS_DEVICE void mark(int i) {
     if (p.marks && index == 0 && thread == 0) p.marks[i] = clock64();
   }
@@ -63,11 +41,26 @@ struct ClusterTeam : TeamBase {
   using TeamBase::TeamBase;
   unsigned meetings = 0;
 
-  NEDS_DEVICE unsigned barrier() const { return address(shared + p.s_barriers) + 8 * (meetings & 1); }
+  unsigned low = 0, high = 0;  // shared memory of the blocks that this lane sends tiles to
+
+  NEDS_DEVICE ClusterTeam(const Plan& plan, float* memory) : TeamBase(plan, memory) {
+    low = in_block(address(shared), min(tile_copy(), count - 1));
+    high = in_block(address(shared), min(tile_copy() + tile_copies, count - 1));
+  }
+
+  static constexpr int tile_copies = lanes / tile_rows;
+  NEDS_DEVICE int tile_copy() const { return thread % tile_copies; }
+
+  // Of meetings two, then one for each job in flight; bytes from shared memory's begin.
+  NEDS_DEVICE unsigned counter() const { return 4 * p.s_barriers + 8 * (meetings & 1); }
+  NEDS_DEVICE unsigned arrival(int i) const {
+    return address(shared) + 4 * p.s_barriers + 16 + 8 * (i % (max_in_flight + 1));
+  }
 
   NEDS_DEVICE void arrive() {
     if (thread == 0) {
-      for (unsigned i = 0; i < 2; ++i)
+      NEDS_ROLLED
+      for (unsigned i = 0; i < 2 + max_in_flight + 1; ++i)
         asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(address(shared + p.s_barriers) + 8 * i));
       asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
@@ -82,35 +75,67 @@ struct ClusterTeam : TeamBase {
     return there;
   }
 
+  NEDS_DEVICE static void store(unsigned at, float value, unsigned counter) {
+    asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];"
+                 ::"r"(at), "f"(value), "r"(counter) : "memory");
+  }
+
+  NEDS_DEVICE void send_tile(int offset, float value, int) {
+    if (tile_copy() < count) store(low + 4 * offset, value, low + counter());
+    if (tile_copy() + tile_copies < count) store(high + 4 * offset, value, high + counter());
+  }
+
   NEDS_DEVICE void send(int offset, float value, int copy, int copies) {
-    const unsigned at = address(shared + offset), counted = barrier();
-    for (int block = copy; block < count; block += copies)
-      asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.f32 [%0], %1, [%2];"
-                   ::"r"(in_block(at, block)), "f"(value), "r"(in_block(counted, block)) : "memory");
+    NEDS_ROLLED
+    for (int block = copy; block < count; block += copies) {
+      const unsigned there = in_block(address(shared), block);
+      store(there + 4 * offset, value, there + counter());
+    }
   }
 
   NEDS_DEVICE void send4(int offset, vec4 v) {
-    const unsigned at = address(shared + offset), counted = barrier();
-    for (int block = 0; block < count; ++block)
+    NEDS_ROLLED
+    for (int block = 0; block < count; ++block) {
+      const unsigned there = in_block(address(shared), block);
       asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, [%5];"
-                   ::"r"(in_block(at, block)), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w),
-                   "r"(in_block(counted, block)) : "memory");
+                   ::"r"(there + 4 * offset), "f"(v.x), "f"(v.y), "f"(v.z), "f"(v.w),
+                   "r"(there + counter()) : "memory");
+    }
   }
 
   NEDS_DEVICE void nothing() {
     if (thread < count) send(p.s_nothing, 0.0f, thread, count);
   }
 
-  NEDS_DEVICE void meet(int, int, int sent) {
-    const unsigned at = barrier(), parity = meetings >> 1 & 1;
-    if (thread == 0)
-      asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(at), "r"(4 * sent) : "memory");
+  NEDS_DEVICE static void expect(unsigned barrier, int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes) : "memory");
+  }
+
+  NEDS_DEVICE static void until(unsigned barrier, unsigned parity) {
+    NEDS_ROLLED
     for (unsigned over = 0; !over;)
       asm volatile("{\n\t.reg .pred over;\n\t"
                    "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 over, [%1], %2;\n\t"
-                   "selp.u32 %0, 1, 0, over;\n\t}" : "=r"(over) : "r"(at), "r"(parity) : "memory");
+                   "selp.u32 %0, 1, 0, over;\n\t}" : "=r"(over) : "r"(barrier), "r"(parity) : "memory");
+  }
+
+  NEDS_DEVICE void meet(int, int, int sent) {
+    const unsigned barrier = address(shared) + counter();
+    if (thread == 0) expect(barrier, 4 * sent);
+    until(barrier, meetings >> 1 & 1);
     ++meetings;
   }
+
+  // One copy by one thread, of the warp that has the fewest rows to multiply.
+  NEDS_DEVICE void load(int i, void* to, const void* from, int bytes) {
+    if (thread != threads - 1) return;
+    expect(arrival(i), bytes);
+    if (bytes)
+      asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
+                   ::"r"(address(to)), "l"(from), "r"(bytes), "r"(arrival(i)) : "memory");
+  }
+
+  NEDS_DEVICE void wait(int i, int) { until(arrival(i), i / (max_in_flight + 1) & 1); }
 };
 #else  // clusters came with compute capability 9.0
 struct ClusterTeam {
@@ -128,6 +153,28 @@ struct GridTeam : TeamBase {
 
   NEDS_DEVICE void send(int offset, float value, int copy, int) {
     if (copy == 0) __stcg(p.exchange + offset, value);
+  }
+
+  NEDS_DEVICE void send_tile(int offset, float value, int copy) { send(offset, value, copy, 1); }
+
+  NEDS_DEVICE void load(int, void* to, const void* from, int bytes) {
+    const char* source = static_cast<const char*>(from);
+    const unsigned target = address(to);
+    for (int i = thread * 16; i < bytes; i += threads * 16)
+      asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(target + i), "l"(source + i));
+    asm volatile("cp.async.commit_group;" ::: "memory");
+  }
+
+  NEDS_DEVICE void wait(int i, int loaded) {
+    switch (loaded - 1 - i) {
+      case 0: asm volatile("cp.async.wait_group 0;" ::: "memory"); break;
+      case 1: asm volatile("cp.async.wait_group 1;" ::: "memory"); break;
+      case 2: asm volatile("cp.async.wait_group 2;" ::: "memory"); break;
+      case 3: asm volatile("cp.async.wait_group 3;" ::: "memory"); break;
+      case 4: asm volatile("cp.async.wait_group 4;" ::: "memory"); break;
+      case 5: asm volatile("cp.async.wait_group 5;" ::: "memory"); break;
+      default: asm volatile("cp.async.wait_group 6;" ::: "memory");
+    }
   }
 
   NEDS_DEVICE void send4(int offset, vec4 values) {

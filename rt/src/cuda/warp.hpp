@@ -54,8 +54,6 @@ NEDS_DEVICE void sum_and_spread(float (&values)[N], int lane, const F& f) {
 #endif
 }
 
-inline constexpr int tile_rows = 4;  // weight rows that a warp multiplies at once
-
 // What a norm does to a vector: (x - mean) * scale * weight + bias; no norm at all if weight is null.
 struct Norm {
   const float *weight, *bias;
@@ -93,29 +91,23 @@ NEDS_DEVICE float bias_of(const Weight* row, int ld) {
   return *reinterpret_cast<const float*>(row + ld);
 }
 
-// Rows `first` .. of a matrix of n rows, each `ld` weights and a bias, times the vector x (floats,
-// in shared memory) after its norm; f(row of the matrix, product, bias, copy, copies) for each row
-// once per copy, where copies are lanes that share what is to be done with it.
+// The rows from `weights`, each `ld` weights and a bias, times the vector x (floats, in shared memory)
+// after its norm; f(j, product with bias, copy) for each row once per copy, where copies (lanes /
+// tile_rows) are lanes that share what is to be done with it.
 template <class Weight, class F>
-NEDS_DEVICE void multiply(const Weight* matrix, int ld, int first, int n, const float* x,
-                          const Norm& norm, int lane, const F& f) {
-  constexpr int padding = bias_bytes / static_cast<int>(sizeof(Weight));
-  const Weight* weight[tile_rows];
-  NEDS_UNROLL
-  for (int j = 0; j < tile_rows; ++j)
-    weight[j] = matrix + static_cast<std::size_t>(first + j < n ? first + j : n - 1) * (ld + padding);
+NEDS_DEVICE void multiply(const Weight* weights, int ld, const float* x, const Norm& norm, int lane,
+                          const F& f) {
+  const int row = ld + bias_bytes / static_cast<int>(sizeof(Weight));
   float sums[tile_rows] = {};
   NEDS_UNROLL_TWICE
   for (int k = lane * 4; k < ld; k += lanes * 4) {
     vec4 v = load4(x + k);
     if (norm.weight) v = normed(v, norm, k);
     NEDS_UNROLL
-    for (int j = 0; j < tile_rows; ++j) sums[j] = dot4(load4(weight[j] + k), v, sums[j]);
+    for (int j = 0; j < tile_rows; ++j) sums[j] = dot4(load4(weights + j * row + k), v, sums[j]);
   }
-  sum_and_spread<tile_rows>(sums, lane, [&](int j, float sum, int copy, int copies) {
-    const int row = first + j;
-    if (row < n)
-      f(row, sum, bias_of(matrix + static_cast<std::size_t>(row) * (ld + padding), ld), copy, copies);
+  sum_and_spread<tile_rows>(sums, lane, [&](int j, float sum, int copy, int) {
+    f(j, sum + bias_of(weights + j * row, ld), copy);
   });
 }
 
