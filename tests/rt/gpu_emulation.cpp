@@ -87,6 +87,7 @@ struct EmulatedTeam {
     ++meetings;
   }
 
+  bool loads() const { return true; }
   void load(int, void* to, const void* from, int bytes) {
     groups.push_back([=, this] {
       for (int i = thread * 16; i < bytes; i += threads * 16)

@@ -108,6 +108,7 @@ def test_equals_batch(library, precision, cluster):
         ({"hidden": 60, "heads": 3, "mlp": 70, "window": 40, "conv": 5}, {"blocks": 7}),
         ({"hidden": 32, "heads": 1, "window": 33, "conv": 1}, {"blocks": 5, "threads": 3}),
         ({"units": 1, "layers": 3, "conv": 0}, {}),
+        ({"hidden": 32, "mlp": 32, "heads": 2}, {"blocks": 4}),  # no row is padded
         ({"recurrent": False}, {"blocks": 9}),
         ({"recurrent": False, "conv": 0, "modalities": MODALITIES[2:]}, {}),
     ],

@@ -74,80 +74,79 @@ struct Attention {
   }
 
   // This warp's slots: their largest score, the sum of e^(score - largest), and the sum of values so
-  // weighted.
+  // weighted. Each group of lanes goes through slots of its own in one pass; what it has so far is
+  // scaled down when a larger score comes. Heads of more dimensions than a warp holds take passes.
   NEDS_DEVICE void weigh(const float* keys, const float* values) {
-    const int share = p.lanes_per_slot, each = lanes / share, sub = step.lane % share;
-    const int first = step.warp * each, apart = step.warps * each, mine = first + step.lane / share;
-    float top = lowest;
-    NEDS_UNROLL_TWICE
-    for (int begin = first; begin < p.window; begin += apart) {
-      const int slot = begin + step.lane / share;
-      const int held = slot < p.window ? slot : p.window - 1;
-      const float* key = held == step.header->slot ? s + p.s_own : keys + held * p.ld_head;
-      float sum = 0;
-      NEDS_ROLLED
-      for (int i = sub * 4; i < p.ld_head; i += share * 4)
-        sum = dot4(load4(key + i), load4(s + p.s_query + i), sum);
-      NEDS_ROLLED
-      for (int mask = share / 2; mask > 0; mask /= 2) sum += exchange(sum, mask);
-      if (slot >= p.window) continue;
-      sum = valid(slot) ? sum : -INFINITY;
-      if (sub == 0) s[p.s_scores + slot] = sum;
-      top = fmaxf(top, sum);
-    }
+    const int share = p.lanes_per_slot, sub = step.lane & (share - 1);
+    const int group = step.lane / share, apart = step.warps * (lanes / share);
     NEDS_ROLLED
-    for (int mask = lanes / 2; mask >= share; mask /= 2) top = fmaxf(top, exchange(top, mask));
-    step.team.warp_sync();
-
-    float total = 0;
-    NEDS_ROLLED
-    for (int base = 0; base < p.ld_head; base += share * 4) {
-      const bool inside = base + sub * 4 < p.ld_head;  // all lanes take part in the exchanges
-      const int i = inside ? base + sub * 4 : 0;
+    for (int base = 4 * sub; base < p.ld_head + 4 * sub; base += 4 * share) {
+      const bool inside = base < p.ld_head;  // all lanes take part in the exchanges
+      float top = lowest, total = 0;
       vec4 sum = {};
-      NEDS_UNROLL_TWICE
-      for (int slot = mine; slot < p.window; slot += apart) {
-        const float* value = slot == step.header->slot ? s + p.s_own + p.ld_head : values + slot * p.ld_head;
-        const vec4 v = load4(value + i);
-        const float weight = exponential(s[p.s_scores + slot] - top);
-        if (base == 0) total += weight;
-        sum.x += weight * v.x;
-        sum.y += weight * v.y;
-        sum.z += weight * v.z;
-        sum.w += weight * v.w;
+      NEDS_ROLLED
+      for (int slot = step.warp * (lanes / share) + group; slot - group < p.window; slot += apart) {
+        const bool real = slot < p.window;
+        const bool fresh = slot == step.header->slot;
+        const float* key = fresh ? s + p.s_own : keys + (real ? slot : 0) * p.ld_head;
+        const float* value = fresh ? key + p.ld_head : values + (real ? slot : 0) * p.ld_head;
+        const vec4 v = load4(value + (inside ? base : 0));
+        float score = 0;
+        NEDS_ROLLED
+        for (int i = 4 * sub; i < p.ld_head; i += 4 * share)
+          score = dot4(load4(key + i), load4(s + p.s_query + i), score);
+        NEDS_ROLLED
+        for (int mask = share / 2; mask > 0; mask /= 2) score += exchange(score, mask);
+        if (!real || !valid(slot)) continue;
+        const float larger = fmaxf(top, score);
+        const float down = exponential(top - larger), weight = exponential(score - larger);
+        top = larger;
+        total = total * down + weight;
+        add(sum, down, v, weight);
       }
       NEDS_ROLLED
       for (int mask = lanes / 2; mask >= share; mask /= 2) {
-        sum.x += exchange(sum.x, mask);
-        sum.y += exchange(sum.y, mask);
-        sum.z += exchange(sum.z, mask);
-        sum.w += exchange(sum.w, mask);
+        const float theirs = exchange(top, mask), larger = fmaxf(top, theirs);
+        const float down = exponential(top - larger), weight = exponential(theirs - larger);
+        top = larger;
+        total = total * down + exchange(total, mask) * weight;
+        const vec4 other = make_vec4(exchange(sum.x, mask), exchange(sum.y, mask), exchange(sum.z, mask),
+                                     exchange(sum.w, mask));
+        add(sum, down, other, weight);
       }
-      if (inside && step.lane < share)
-        *reinterpret_cast<vec4*>(s + p.s_parts + step.warp * p.ld_head + i) = sum;
-    }
-    NEDS_ROLLED
-    for (int mask = lanes / 2; mask >= share; mask /= 2) total += exchange(total, mask);
-    if (step.lane == 0) {
-      s[p.s_tops + 2 * step.warp] = top;
-      s[p.s_tops + 2 * step.warp + 1] = total;
+      if (inside && group == 0)
+        *reinterpret_cast<vec4*>(s + p.s_parts + step.warp * p.ld_head + base) = sum;
+      if (step.lane == 0) {
+        s[p.s_tops + 2 * step.warp] = top;
+        s[p.s_tops + 2 * step.warp + 1] = total;
+      }
     }
   }
 
-  // Zero where nothing is attended to.
+  NEDS_DEVICE static void add(vec4& sum, float down, vec4 v, float weight) {
+    sum = make_vec4(sum.x * down + v.x * weight, sum.y * down + v.y * weight, sum.z * down + v.z * weight,
+                    sum.w * down + v.w * weight);
+  }
+
+  // The head's output, zero where nothing is attended to.
   NEDS_DEVICE void gather(int head) {
+    float* sizes = s + p.s_sizes + step.warp * step.warps;  // of the parts, for this warp alone
+    float top = lowest, total = 0;
+    NEDS_ROLLED
+    for (int part = step.lane; part < step.warps; part += lanes) top = fmaxf(top, s[p.s_tops + 2 * part]);
+    top = warp_max(top);
+    NEDS_ROLLED
+    for (int part = step.lane; part < step.warps; part += lanes) {
+      sizes[part] = exponential(s[p.s_tops + 2 * part] - top);
+      total += sizes[part] * s[p.s_tops + 2 * part + 1];
+    }
+    total = warp_sum(total);
+    step.team.warp_sync();
+    const bool some = (step.header->flags & flag_any_valid) != 0;
     step.for_each(p.head_dim, [&](int i, int copy, int copies) {
-      const float* tops = s + p.s_tops;
-      float top = lowest, total = 0, sum = 0;
-      NEDS_UNROLL_TWICE
-      for (int part = 0; part < step.warps; ++part) top = fmaxf(top, tops[2 * part]);
-      NEDS_UNROLL_TWICE
-      for (int part = 0; part < step.warps; ++part) {
-        const float size = exponential(tops[2 * part] - top);
-        total += size * tops[2 * part + 1];
-        sum += size * s[p.s_parts + part * p.ld_head + i];
-      }
-      const bool some = (step.header->flags & flag_any_valid) != 0;
+      float sum = 0;
+      NEDS_UNROLL_FOUR
+      for (int part = 0; part < step.warps; ++part) sum += sizes[part] * s[p.s_parts + part * p.ld_head + i];
       step.team.send(p.s_attended + head * p.head_dim + i, some ? sum / total : 0.0f, copy, copies);
     });
   }

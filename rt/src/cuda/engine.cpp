@@ -136,7 +136,7 @@ CudaStep::CudaStep(const StepShape& shape, const std::vector<ModalityShape>& mod
   check(cudaSetDevice(0), "select device 0");
   check(cudaStreamCreateWithFlags(&device_->stream, cudaStreamNonBlocking), "create a stream");
   spread_.lanes = 32;
-  spread_.threads = options.threads ? options.threads : 256;
+  spread_.threads = options.threads ? options.threads : 384;
   if (spread_.threads % 32 || spread_.threads < 32 || spread_.threads > max_threads)
     throw std::invalid_argument("threads: found " + std::to_string(spread_.threads) +
                                 ", expected a multiple of 32 up to " + std::to_string(max_threads));

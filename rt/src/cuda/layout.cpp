@@ -145,6 +145,7 @@ void set_sizes(Plan& p, const StepShape& shape, const std::vector<ModalityShape>
   p.ld_hidden = round_up(shape.hidden, 8);
   p.ld_mlp = round_up(shape.mlp, 8);
   p.ld_head = round_up(p.head_dim, 4);
+  p.padded = p.ld_hidden != p.hidden || p.ld_mlp != p.mlp || p.ld_head != p.head_dim;
   for (const ModalityShape& modality : modalities) p.n_outputs += modality.n_outputs;
   p.n_jobs = (p.recurrent ? 3 : 1) + phases_per_layer * p.layers + 1;
 }
@@ -176,7 +177,7 @@ void lay_out_shared(Plan& p, const Spread& spread) {
   p.s_softmax = shared.take(2 * p.n_softmax);
   p.s_barriers = shared.take(2 * (2 + max_in_flight + 1));  // of 8 bytes each
   p.s_nothing = shared.take(1);
-  p.s_counts = shared.take(p.ld_units);  // from here on all is zero before the first meeting
+  p.s_counts = shared.take(p.ld_units);  // zero before the first meeting; all after it, if padded
   p.s_memory = shared.take(p.recurrent ? p.ld_hidden : 0);
   p.s_gates = shared.take(p.recurrent ? 6 * own : 0);
   p.s_conv = shared.take(p.conv * own);
@@ -190,6 +191,7 @@ void lay_out_shared(Plan& p, const Spread& spread) {
   p.s_scores = shared.take(p.window);
   p.s_parts = shared.take(warps * p.ld_head);
   p.s_tops = shared.take(2 * warps);
+  p.s_sizes = shared.take(warps * warps);
   p.s_raw = shared.take(p.n_outputs);
   p.s_stage = round_up(shared.used(), 32);
 }

@@ -23,7 +23,8 @@
 namespace neds::gpu {
 
 // Team gives: index, count (blocks), shared, thread, threads; block_sync(), warp_sync();
-// arrive(), started(): all blocks have cleared their shared memory; send(offset, value, copy,
+// arrive(), started(): all blocks are there, their shared memory cleared; loads(): this thread has a
+// part in load(); send(offset, value, copy,
 // copies), send_tile(offset, value, copy) with lanes / tile_rows copies, send4(offset, values),
 // nothing(): to all blocks' shared memory; meet(offset, n, sent): the n floats from `offset`, and
 // `sent` in all, have come, to be read after the next block_sync; load(i, to, from, bytes) and
@@ -79,6 +80,7 @@ struct Step {
 
   // Start loading the data of every job whose turn has come in job `now`.
   NEDS_DEVICE void prefetch(int now) {
+    if (!team.loads()) return;
     NEDS_ROLLED
     while (loaded < p.n_jobs && jobs()[loaded].issue <= now) {
       const Job& job = jobs()[loaded];
@@ -99,7 +101,7 @@ struct Step {
 
   // The job's data are there, and all that was received is there for all threads.
   NEDS_DEVICE void await(int i) {
-    if (loaded <= i) {
+    if (jobs()[i].issue == i && i > 0) {
       team.block_sync();
       prefetch(i);
     }
@@ -123,8 +125,9 @@ struct Step {
     if (part < n) piece = team.read_input(from + part);
     copy(p.s_jobs, p.jobs + static_cast<std::size_t>(team.index) * p.n_jobs,
          p.n_jobs * static_cast<int>(sizeof(Job) / sizeof(vec4)));
+    const int clear = p.padded ? p.s_stage : p.s_counts + p.ld_units;
     NEDS_ROLLED
-    for (int i = p.s_counts / 4 + team.thread; i < p.s_stage / 4; i += team.threads)
+    for (int i = p.s_counts / 4 + team.thread; i < clear / 4; i += team.threads)
       reinterpret_cast<vec4*>(s)[i] = vec4{};
     NEDS_ROLLED
     for (int i = team.thread; i < 2 * p.n_softmax; i += team.threads)

@@ -74,6 +74,7 @@ struct Plan {
 
   int lanes_per_slot;  // that share a slot's dimensions, a power of two
   int n_jobs;          // the last one is the readout
+  bool padded;         // some row of activations is longer than what it holds: the rest has to be zero
 
   const std::uint8_t* weights;  // what the jobs need of them, block by block
   const Job* jobs;              // [blocks][n_jobs]
@@ -93,7 +94,7 @@ struct Plan {
 
   // Offsets in a block's shared memory, in floats.
   int s_input, s_jobs, s_softmax, s_barriers, s_nothing, s_counts, s_memory, s_gates, s_conv, s_x, s_x2,
-      s_qkv, s_attended, s_inner, s_query, s_own, s_scores, s_parts, s_tops, s_raw, s_stage;
+      s_qkv, s_attended, s_inner, s_query, s_own, s_scores, s_parts, s_tops, s_sizes, s_raw, s_stage;
 };
 
 // The share of block `block` of `n` rows that are dealt out in runs of equal length.

@@ -14,6 +14,7 @@
 #define NEDS_DEVICE __device__ __forceinline__
 #define NEDS_UNROLL _Pragma("unroll")
 #define NEDS_UNROLL_TWICE _Pragma("unroll 2")
+#define NEDS_UNROLL_FOUR _Pragma("unroll 4")
 #define NEDS_ROLLED _Pragma("unroll 1")  // code is fetched once a step: the less, the better
 #else
 #include <bit>
@@ -21,6 +22,7 @@
 #define NEDS_DEVICE inline
 #define NEDS_UNROLL
 #define NEDS_UNROLL_TWICE
+#define NEDS_UNROLL_FOUR
 #define NEDS_ROLLED
 #endif
 

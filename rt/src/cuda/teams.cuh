@@ -64,7 +64,11 @@ struct ClusterTeam : TeamBase {
         asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(address(shared + p.s_barriers) + 8 * i));
       asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
     }
-    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+    // Only what was cleared has to be seen before others write there.
+    if (p.padded)
+      asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+    else
+      asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
   }
 
   NEDS_DEVICE void started() { asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory"); }
@@ -115,7 +119,7 @@ struct ClusterTeam : TeamBase {
     NEDS_ROLLED
     for (unsigned over = 0; !over;)
       asm volatile("{\n\t.reg .pred over;\n\t"
-                   "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 over, [%1], %2;\n\t"
+                   "mbarrier.try_wait.parity.shared::cta.b64 over, [%1], %2;\n\t"
                    "selp.u32 %0, 1, 0, over;\n\t}" : "=r"(over) : "r"(barrier), "r"(parity) : "memory");
   }
 
@@ -127,8 +131,8 @@ struct ClusterTeam : TeamBase {
   }
 
   // One copy by one thread, of the warp that has the fewest rows to multiply.
+  NEDS_DEVICE bool loads() const { return thread == threads - 1; }
   NEDS_DEVICE void load(int i, void* to, const void* from, int bytes) {
-    if (thread != threads - 1) return;
     expect(arrival(i), bytes);
     if (bytes)
       asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];"
@@ -157,6 +161,7 @@ struct GridTeam : TeamBase {
 
   NEDS_DEVICE void send_tile(int offset, float value, int copy) { send(offset, value, copy, 1); }
 
+  NEDS_DEVICE bool loads() const { return true; }
   NEDS_DEVICE void load(int, void* to, const void* from, int bytes) {
     const char* source = static_cast<const char*>(from);
     const unsigned target = address(to);
