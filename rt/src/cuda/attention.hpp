@@ -77,15 +77,15 @@ struct Attention {
   // weighted. Each group of lanes goes through slots of its own in one pass; what it has so far is
   // scaled down when a larger score comes. Heads of more dimensions than a warp holds take passes.
   NEDS_DEVICE void weigh(const float* keys, const float* values) {
-    const int share = p.lanes_per_slot, sub = step.lane & (share - 1);
-    const int group = step.lane / share, apart = step.warps * (lanes / share);
+    const int share = 1 << p.slot_shift, sub = step.lane & (share - 1);
+    const int group = step.lane >> p.slot_shift, groups = lanes >> p.slot_shift;
     NEDS_ROLLED
     for (int base = 4 * sub; base < p.ld_head + 4 * sub; base += 4 * share) {
       const bool inside = base < p.ld_head;  // all lanes take part in the exchanges
       float top = lowest, total = 0;
       vec4 sum = {};
       NEDS_ROLLED
-      for (int slot = step.warp * (lanes / share) + group; slot - group < p.window; slot += apart) {
+      for (int slot = step.warp * groups + group; slot - group < p.window; slot += step.warps * groups) {
         const bool real = slot < p.window;
         const bool fresh = slot == step.header->slot;
         const float* key = fresh ? s + p.s_own : keys + (real ? slot : 0) * p.ld_head;
@@ -143,7 +143,7 @@ struct Attention {
     total = warp_sum(total);
     step.team.warp_sync();
     const bool some = (step.header->flags & flag_any_valid) != 0;
-    step.for_each(p.head_dim, [&](int i, int copy, int copies) {
+    step.for_each(p.head_dim, p.head_shift, [&](int i, int copy, int copies) {
       float sum = 0;
       NEDS_UNROLL_FOUR
       for (int part = 0; part < step.warps; ++part) sum += sizes[part] * s[p.s_parts + part * p.ld_head + i];

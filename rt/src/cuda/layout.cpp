@@ -152,6 +152,13 @@ void set_sizes(Plan& p, const StepShape& shape, const std::vector<ModalityShape>
 
 std::size_t size(int n) { return static_cast<std::size_t>(n); }
 
+// The largest s with 2^s <= n, 0 for n below 1.
+int log2_up_to(int n) {
+  int s = 0;
+  while (2 << s <= n) ++s;
+  return s;
+}
+
 // The input buffer: header, phases, validity bits, counts.
 void lay_out_input(Plan& p) {
   std::size_t used = sizeof(InputHeader);
@@ -177,11 +184,11 @@ void lay_out_shared(Plan& p, const Spread& spread) {
   p.s_softmax = shared.take(2 * p.n_softmax);
   p.s_barriers = shared.take(2 * (2 + max_in_flight + 1));  // of 8 bytes each
   p.s_nothing = shared.take(1);
-  p.s_counts = shared.take(p.ld_units);  // zero before the first meeting; all after it, if padded
+  p.s_counts = shared.take(p.ld_units);
   p.s_memory = shared.take(p.recurrent ? p.ld_hidden : 0);
   p.s_gates = shared.take(p.recurrent ? 6 * own : 0);
   p.s_conv = shared.take(p.conv * own);
-  p.s_x = shared.take(p.ld_hidden);
+  p.s_x = shared.take(p.ld_hidden);  // from here on all is zero before the first meeting, if padded
   p.s_x2 = shared.take(p.ld_hidden);
   p.s_qkv = shared.take(3 * ld_q);
   p.s_attended = shared.take(p.ld_hidden);
@@ -378,8 +385,10 @@ Layout::Layout(const StepShape& shape, const std::vector<ModalityShape>& modalit
     begin += modality.n_outputs;
   }
   p.n_softmax = static_cast<int>(softmax.size() / 2);
-  p.lanes_per_slot = 1;
-  while (2 * p.lanes_per_slot <= std::min(spread.lanes, p.ld_head / 4)) p.lanes_per_slot *= 2;
+  p.slot_shift = log2_up_to(std::min(spread.lanes, p.ld_head / 4));
+  const auto shift = [&](int n) { return log2_up_to(std::min(spread.threads / n, spread.blocks)); };
+  p.own_shift = shift(share_of(p.hidden, 0, spread.blocks).count);
+  p.head_shift = shift(p.head_dim);
   lay_out_input(p);
   lay_out_shared(p, spread);
   const std::size_t fixed = static_cast<std::size_t>(p.s_stage) * sizeof(float);

@@ -40,6 +40,8 @@ struct Step {
   Share own;  // features of this block
   bool present = false, dry = false;
   int loaded = 0;  // jobs
+  int part = 0;    // of the input that this thread has read, and what it is
+  vec4 piece = {};
 
   NEDS_DEVICE Step(const Plan& plan, Team& t)
       : p(plan), team(t), lane(t.thread % lanes), warp(t.thread / lanes), warps(t.threads / lanes),
@@ -116,49 +118,60 @@ struct Step {
     team.meet(offset, n, sent);
   }
 
+  // Each load from device memory takes its time: they are spread over the warps, so that they all wait
+  // at once and none after another.
   NEDS_DEVICE void begin() {
-    // The input: each block reads its part from the host and sends it to all.
-    const vec4* from = reinterpret_cast<const vec4*>(p.input);
-    const int n = static_cast<int>(p.in_bytes / sizeof(vec4));
-    int part = team.index + team.count * team.thread;
-    vec4 piece = {};
-    if (part < n) piece = team.read_input(from + part);
-    copy(p.s_jobs, p.jobs + static_cast<std::size_t>(team.index) * p.n_jobs,
+    part = team.index + team.count * team.thread;
+    if (part < n_parts()) piece = team.read_input(reinterpret_cast<const vec4*>(p.input) + part);
+    copy(0, p.s_jobs, p.jobs + static_cast<std::size_t>(team.index) * p.n_jobs,
          p.n_jobs * static_cast<int>(sizeof(Job) / sizeof(vec4)));
-    const int clear = p.padded ? p.s_stage : p.s_counts + p.ld_units;
+    if (p.recurrent) copy(1, p.s_memory, p.memory, p.ld_hidden / 4);
     NEDS_ROLLED
-    for (int i = p.s_counts / 4 + team.thread; i < clear / 4; i += team.threads)
-      reinterpret_cast<vec4*>(s)[i] = vec4{};
+    for (int i = after_quarters(2); i < p.conv * own.count; i += team.threads) {
+      const int slot = i / own.count, j = i - slot * own.count;
+      s[p.s_conv + i] = p.conv_ring[slot * p.ld_hidden + own.begin + j];
+    }
     NEDS_ROLLED
-    for (int i = team.thread; i < 2 * p.n_softmax; i += team.threads)
+    for (int i = after_quarters(3); i < 2 * p.n_softmax; i += team.threads)
       reinterpret_cast<std::int32_t*>(s + p.s_softmax)[i] = p.softmax[i];
+    clear(p.s_counts, p.ld_units);
+    if (p.padded) clear(p.s_x, p.s_stage - p.s_x);
     team.arrive();
     team.block_sync();
     prefetch(0);
-    if (p.recurrent) copy(p.s_memory, p.memory, p.ld_hidden / 4);
-    NEDS_ROLLED
-    for (int slot = 0; slot < p.conv; ++slot)
-      for (int j = team.thread; j < own.count; j += team.threads)
-        s[p.s_conv + slot * own.count + j] = p.conv_ring[slot * p.ld_hidden + own.begin + j];
-    team.started();
-    NEDS_ROLLED
-    for (; part < n; part += team.count * team.threads) {
-      if (part >= team.count * team.threads) piece = team.read_input(from + part);
-      team.send4(p.s_input + 4 * part, piece);
-    }
     team.mark(0);
   }
 
+  // This thread's number when some quarters of all threads are counted last.
+  NEDS_DEVICE int after_quarters(int n) const {
+    const int first = team.threads * n / 4;
+    return team.thread - first + (team.thread < first ? team.threads : 0);
+  }
+
   // n times four floats from device memory.
-  NEDS_DEVICE void copy(int to, const void* from, int n) {
+  NEDS_DEVICE void copy(int quarter, int to, const void* from, int n) {
     NEDS_ROLLED
-    for (int i = team.thread; i < n; i += team.threads)
+    for (int i = after_quarters(quarter); i < n; i += team.threads)
       reinterpret_cast<vec4*>(s + to)[i] = static_cast<const vec4*>(from)[i];
   }
 
-  // The host's input has come.
+  NEDS_DEVICE void clear(int from, int n) {
+    NEDS_ROLLED
+    for (int i = team.thread; i < n / 4; i += team.threads) reinterpret_cast<vec4*>(s + from)[i] = vec4{};
+  }
+
+  NEDS_DEVICE int n_parts() const { return static_cast<int>(p.in_bytes / sizeof(vec4)); }
+
+  // The host's input: each block has read its part of it, and sends it to all.
   NEDS_DEVICE void receive() {
-    const int n = static_cast<int>(p.in_bytes / sizeof(vec4)), busy = n < team.count ? n : team.count;
+    team.started();
+    NEDS_ROLLED
+    for (; part < n_parts(); part += team.count * team.threads) {
+      if (part >= team.count * team.threads)
+        piece = team.read_input(reinterpret_cast<const vec4*>(p.input) + part);
+      team.send4(p.s_input + 4 * part, piece);
+    }
+    const int n = n_parts(), busy = n < team.count ? n : team.count;
     meet(p.s_input, 4 * n, 4 * n + team.count - busy, team.index >= busy);
     team.block_sync();
     present = (header->flags & flag_present) != 0;
@@ -244,7 +257,7 @@ struct Step {
     const float* constants = reinterpret_cast<const float*>(data_of(bin_gates) + of_bin.row_bytes);
     team.block_sync();
     const float *now = s + p.s_gates, *back = s + of_memory.to + of_memory.first;
-    for_each(own.count, [&](int j, int copy, int copies) {
+    for_each(own.count, p.own_shift, [&](int j, int copy, int copies) {
       const int o = own.begin + j, i = 3 * j;
       const float reset = logistic(now[i] + back[i]), update = logistic(now[i + 1] + back[i + 1]);
       const float candidate = tanhf(now[i + 2] + reset * back[i + 2]);
@@ -254,13 +267,12 @@ struct Step {
     });
   }
 
-  // Call f(i, copy, copies) for each i < n, by as many threads as there are to share what it sends.
+  // Call f(i, copy, copies) for each i < n, by 2^shift threads that share what it sends.
   template <class F>
-  NEDS_DEVICE void for_each(int n, const F& f) {
-    int copies = 1;
-    while (2 * copies * n <= team.threads && 2 * copies <= team.count) copies *= 2;
+  NEDS_DEVICE void for_each(int n, int shift, const F& f) {
+    const int copies = 1 << shift;
     NEDS_ROLLED
-    for (int i = team.thread; i < n * copies; i += team.threads) f(i / copies, i % copies, copies);
+    for (int i = team.thread; i < n << shift; i += team.threads) f(i >> shift, i & (copies - 1), copies);
   }
 
   // ---- readout -------------------------------------------------------------------------------

@@ -72,9 +72,10 @@ struct Plan {
   int ld_units, ld_hidden, ld_mlp;  // padded to a multiple of 8
   int ld_head;                      // padded to a multiple of 4
 
-  int lanes_per_slot;  // that share a slot's dimensions, a power of two
-  int n_jobs;          // the last one is the readout
-  bool padded;         // some row of activations is longer than what it holds: the rest has to be zero
+  int slot_shift;  // 2^this lanes share a slot's dimensions
+  int own_shift, head_shift;  // 2^this threads share what a feature, or a head's output, is sent to
+  int n_jobs;      // the last one is the readout
+  bool padded;     // some row of activations is longer than what it holds: the rest has to be zero
 
   const std::uint8_t* weights;  // what the jobs need of them, block by block
   const Job* jobs;              // [blocks][n_jobs]
