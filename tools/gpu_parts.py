@@ -189,10 +189,10 @@ def spread(args: argparse.Namespace, rows: list[Any], budget: Budget) -> None:
     bundle = make_model("3.2M")
     variants: list[dict[str, Any]] = [
         {"team": "cluster", "blocks": blocks, "threads": threads}
-        for blocks, threads in ((16, 128), (16, 256), (16, 384), (16, 512), (8, 256), (8, 512))
+        for blocks, threads in ((16, 128), (16, 256), (16, 384), (16, 416), (16, 512), (8, 512))
     ]
     variants += [{"team": "grid", "blocks": blocks, "threads": threads}
-                 for blocks, threads in ((16, 256), (32, 256), (64, 256), (132, 256), (64, 128))]
+                 for blocks, threads in ((16, 256), (64, 256), (132, 256))]
     variants += [{"input": "copied"}, {"launch": "direct"}]
     for options in variants:
         for precision in ("float32", "bfloat16"):

@@ -33,12 +33,13 @@ struct Attention {
     }
   }
 
-  // Rotate the query (scaled by 1 / sqrt(head_dim)) and the new key by the bin's position.
+  // Rotate the query (scaled by log2(e) / sqrt(head_dim): scores are exponents of two) and the new key
+  // by the bin's position.
   NEDS_DEVICE void turn(int head) {
     const int half = p.head_dim / 2, ld_q = p.heads * p.ld_head, at = p.s_qkv + head * p.ld_head;
     const float* cosine = step.template section<float>(p.in_cosine);
     const float* sine = step.template section<float>(p.in_sine);
-    const float scale = inverse_root(static_cast<float>(p.head_dim));
+    const float scale = 1.4426950408889634f * inverse_root(static_cast<float>(p.head_dim));
     NEDS_ROLLED
     for (int i = step.team.thread; i < 2 * half + p.head_dim; i += step.team.threads) {
       if (i >= 2 * half) {
@@ -73,7 +74,7 @@ struct Attention {
     return step.template section<std::uint32_t>(p.in_valid)[slot / 32] >> slot % 32 & 1;
   }
 
-  // This warp's slots: their largest score, the sum of e^(score - largest), and the sum of values so
+  // This warp's slots: their largest score, the sum of 2^(score - largest), and the sum of values so
   // weighted. Each group of lanes goes through slots of its own in one pass; what it has so far is
   // scaled down when a larger score comes. Heads of more dimensions than a warp holds take passes.
   NEDS_DEVICE void weigh(const float* keys, const float* values) {
@@ -84,7 +85,7 @@ struct Attention {
       const bool inside = base < p.ld_head;  // all lanes take part in the exchanges
       float top = lowest, total = 0;
       vec4 sum = {};
-      NEDS_ROLLED
+      NEDS_UNROLL_TWICE
       for (int slot = step.warp * groups + group; slot - group < p.window; slot += step.warps * groups) {
         const bool real = slot < p.window;
         const bool fresh = slot == step.header->slot;
@@ -97,9 +98,9 @@ struct Attention {
           score = dot4(load4(key + i), load4(s + p.s_query + i), score);
         NEDS_ROLLED
         for (int mask = share / 2; mask > 0; mask /= 2) score += exchange(score, mask);
-        if (!real || !valid(slot)) continue;
+        score = real && valid(slot) ? score : -INFINITY;
         const float larger = fmaxf(top, score);
-        const float down = exponential(top - larger), weight = exponential(score - larger);
+        const float down = power_of_two(top - larger), weight = power_of_two(score - larger);
         top = larger;
         total = total * down + weight;
         add(sum, down, v, weight);
@@ -107,7 +108,7 @@ struct Attention {
       NEDS_ROLLED
       for (int mask = lanes / 2; mask >= share; mask /= 2) {
         const float theirs = exchange(top, mask), larger = fmaxf(top, theirs);
-        const float down = exponential(top - larger), weight = exponential(theirs - larger);
+        const float down = power_of_two(top - larger), weight = power_of_two(theirs - larger);
         top = larger;
         total = total * down + exchange(total, mask) * weight;
         const vec4 other = make_vec4(exchange(sum.x, mask), exchange(sum.y, mask), exchange(sum.z, mask),
@@ -137,7 +138,7 @@ struct Attention {
     top = warp_max(top);
     NEDS_ROLLED
     for (int part = step.lane; part < step.warps; part += lanes) {
-      sizes[part] = exponential(s[p.s_tops + 2 * part] - top);
+      sizes[part] = power_of_two(s[p.s_tops + 2 * part] - top);
       total += sizes[part] * s[p.s_tops + 2 * part + 1];
     }
     total = warp_sum(total);

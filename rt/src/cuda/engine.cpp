@@ -50,6 +50,17 @@ void require_one_of(const std::string& found, const char* field,
   throw std::invalid_argument(std::string(field) + ": found " + found + ", expected " + text);
 }
 
+// Twelve warps a block, or as many more as make one pass less over the window's slots.
+int best_threads(const StepShape& shape) {
+  const int dims = std::max(1, shape.hidden / std::max(1, shape.heads));
+  int slots = 32;  // that a warp attends to at once, four dimensions a lane
+  while (slots > 1 && 32 / slots * 4 < dims) slots /= 2;
+  const auto passes = [&](int warps) { return (shape.window + warps * slots - 1) / (warps * slots); };
+  for (int warps = 12; warps < 16; ++warps)
+    if (passes(warps) == passes(16)) return 32 * warps;
+  return 512;
+}
+
 }  // namespace
 
 // Everything that has to be given back, in the order it was taken.
@@ -136,7 +147,7 @@ CudaStep::CudaStep(const StepShape& shape, const std::vector<ModalityShape>& mod
   check(cudaSetDevice(0), "select device 0");
   check(cudaStreamCreateWithFlags(&device_->stream, cudaStreamNonBlocking), "create a stream");
   spread_.lanes = 32;
-  spread_.threads = options.threads ? options.threads : 384;
+  spread_.threads = options.threads ? options.threads : best_threads(shape);
   if (spread_.threads % 32 || spread_.threads < 32 || spread_.threads > max_threads)
     throw std::invalid_argument("threads: found " + std::to_string(spread_.threads) +
                                 ", expected a multiple of 32 up to " + std::to_string(max_threads));

@@ -37,6 +37,7 @@ NEDS_DEVICE float exchange(float value, int mask) {
   return __shfl_xor_sync(0xFFFFFFFFu, value, mask);
 }
 NEDS_DEVICE float exponential(float x) { return expf(x); }
+NEDS_DEVICE float power_of_two(float x) { return exp2f(x); }
 NEDS_DEVICE float inverse_root(float x) { return rsqrtf(x); }
 NEDS_DEVICE std::uint32_t bits_of(float x) { return __float_as_uint(x); }
 #else
@@ -48,6 +49,7 @@ struct alignas(16) vec4 {
 NEDS_DEVICE vec4 make_vec4(float a, float b, float c, float d) { return {a, b, c, d}; }
 NEDS_DEVICE float exchange(float value, int) { return value; }
 NEDS_DEVICE float exponential(float x) { return std::exp(x); }
+NEDS_DEVICE float power_of_two(float x) { return std::exp2(x); }
 NEDS_DEVICE float inverse_root(float x) { return 1.0f / std::sqrt(x); }
 NEDS_DEVICE std::uint32_t bits_of(float x) { return std::bit_cast<std::uint32_t>(x); }
 #endif
