@@ -80,10 +80,10 @@ def wanted(models: list[str], quick: bool) -> list[Wanted]:
     chosen = [*_streaming(models, tail)]
     if quick:
         return [*chosen, *_recomputed(models[:1], LEAST_STEPS)]
-    # What takes longest to build comes last but for the largest model's, which has a target.
+    # What takes longest to build comes last, the largest model's first: it has a target.
     largest, *others = sorted(models, key=BY_SIZE.index, reverse=True)
-    return [*chosen, *_recomputed(models, tail // 4), *_compiled([largest], tail // 4),
-            *_more(models[0]), *_compiled(others[:1], tail // 4)]
+    return [*chosen, *_recomputed(models, tail // 4), *_more(models[0]),
+            *_compiled([largest], tail // 4), *_compiled(others[:1], tail // 4)]
 
 
 def _streaming(models: list[str], tail: int) -> Iterator[Wanted]:
