@@ -17,7 +17,7 @@ def three(values: Mapping[str, float] | None, digits: int = 0) -> str:
 
 
 def faults_table(results: Sequence[Result]) -> str:
-    """A row for each fault, newest result last."""
+    """A row for each fault, newest result last; then the safe states, where they were measured."""
     head = ["fault", "runs", "wrong and valid", "lost, untold", "first invalid decode after, ms",
             "valid again after, ms", "reasons told"]
     rows = [head]
@@ -34,7 +34,22 @@ def faults_table(results: Sequence[Result]) -> str:
         floor = max(row["floor_ms"] for row in result["faults"])
         told = (f"Times as p50 / p99 / max. While all is well a frame takes at most {floor:.1f} "
                 "ms to its decode at p99 (the largest of all rows); the aim is that and 25 ms.\n\n")
-    return told + markdown(rows)
+    safe = [row for result in results for row in result.get("outputs", [])]
+    return told + markdown(rows) + (outputs_table(safe) if safe else "")
+
+
+def outputs_table(found: Sequence[Mapping[str, Any]]) -> str:
+    """How long outputs that act took to their safe state, a row for each fault."""
+    rows = [["outputs that act, while", "runs", "TTL line down after, ms",
+             "datagram not valid after, ms", "never safe", "valid datagrams that no decode said"]]
+    for row in found:
+        rows.append([
+            row["fault"], str(row["runs"]), three(row["ttl_ms"], 1), three(row["udp_ms"], 1),
+            str(row["missed"]), f"{row['wrong_datagrams']} of {row['datagrams_checked']}",
+        ])
+    limit = max(row["limit_ms"] for row in found)
+    return (f"\nFrom the last valid decode to the safe state at the receiver, p50 / p99 / max; the "
+            f"aim is a bin and 5 ms, {limit:g} ms.\n\n") + markdown(rows)
 
 
 def swap_table(results: Sequence[Result]) -> str:
