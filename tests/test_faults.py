@@ -2,22 +2,30 @@
 
 import json
 import math
+import socket
 import subprocess
 import sys
 from itertools import groupby
 
 import numpy as np
 import pytest
+import zmq
 from msgspec import structs
 
-from tests.rt.serving import ROOT
-from tools import faults
+from neds_rt.subscribe import subscribe
+from tests.rt.foreign import free_port
+from tests.rt.serving import ROOT, wait_for
+from tools import fault_sinks, faults
 from tools.fault_judge import judge
+from tools.fault_proxy import Proxy
 from tools.fault_rig import BIN_S, Episode, Rig
 from tools.fault_sinks import Datagram, validity_lost_s, wrong_datagrams
 from tools.fault_table import FAULTS
+from tools.fault_wire import Wire
 from tools.faults import findings, get_well, kept, outputs_passed, passed
 from tools.tables.trust import faults_table
+from tools.twins.feed import random_feed
+from tools.twins.openephys import ZmqInterface
 
 ANY_TIME = {"floor_ms": math.inf}  # how soon alarms come is for the table, not for tests
 
@@ -156,6 +164,7 @@ def test_a_recording_that_lacks_a_decode_is_noticed():
 def test_the_program_measures_a_fault_and_its_outputs(tmp_path, monkeypatch):
     out = tmp_path / "faults.json"
     monkeypatch.setattr(faults, "CLOCKS_KNOWN", 60)
+    monkeypatch.setattr(fault_sinks, "OPTIONS", "lockout=0&stale=0.5")  # for a busy machine
     monkeypatch.setattr(sys, "argv", [
         "tools/faults.py", "--runs=1", "--faults=one frame lost", "--outputs=one probe unplugged",
         f"--out={out}"])
@@ -206,6 +215,64 @@ def test_validity_is_lost_with_the_last_valid_decode(doctored):
     assert lost((0, True), (1, True), (2, True), safe=1.5 * BIN_S) == 1
     assert lost((0, True), (1, True)) == 1
     assert lost((0, False)) == math.inf
+
+
+def test_a_proxy_carries_messages_and_heartbeats_and_mangles_when_told():
+    feed = random_feed(5, 20.0, 1.0, 0)
+    context = zmq.Context()
+    with ZmqInterface(feed, port=free_port(), hwm=0) as twin, Proxy(twin.port) as proxy:
+        twin.wait()
+        server = subscribe(context, f"tcp://127.0.0.1:{proxy.port}", 30)
+        beat = context.socket(zmq.REQ)
+        beat.setsockopt(zmq.RCVTIMEO, 30_000)
+        beat.connect(f"tcp://127.0.0.1:{proxy.port + 1}")
+        beat.send(b'{"type": "heartbeat"}')
+        assert beat.recv() == b"heartbeat received"
+
+        def numbers(mangle=None):
+            """Which of six messages come through, and in what order."""
+            first = twin.number + 1
+            if mangle is not None:
+                proxy.begin(mangle)
+            for row in range(6):
+                twin.send_spike(row)
+            wait_for(lambda: proxy.passed == twin.number)
+            proxy.end()
+            found = []
+            while server.poll(200):
+                found.append(json.loads(server.recv_multipart()[1])["message_num"] - first)
+            return found
+
+        assert (numbers(), proxy.harmed) == ([0, 1, 2, 3, 4, 5], 0)
+        assert (numbers(lambda parts: []), proxy.harmed) == ([], 6)
+        assert proxy.harmed_ns > 0
+        assert numbers(lambda parts: [parts, parts])[:4] == [0, 0, 1, 1]
+        proxy.unbind()
+        assert numbers() == []
+        proxy.bind()
+        wait_for(lambda: numbers() == [0, 1, 2, 3, 4, 5])
+    context.destroy(linger=0)
+
+
+def test_a_wire_breaks_in_the_middle_of_what_passes():
+    listener = socket.create_server(("127.0.0.1", 0))
+    wire = Wire(listener.getsockname()[1])
+    for cut in (False, True):
+        dialled = socket.create_connection(("127.0.0.1", wire.port), 30)
+        answered, _ = listener.accept()
+        answered.settimeout(30)
+        if cut:
+            wire.cut()
+        dialled.sendall(bytes(100))
+        if cut:
+            assert b"".join(iter(lambda: answered.recv(1000), b"")) == bytes(50)  # noqa: B023
+            assert wire.cut_ns > 0
+        else:
+            assert answered.recv(1000) == bytes(100)
+        dialled.close()
+        answered.close()
+    wire.close()
+    listener.close()
 
 
 def test_every_fault_says_what_it_does():

@@ -12,8 +12,32 @@ from collections.abc import Callable
 import numpy as np
 
 from tools.fault_rig import WIDTH, Bin, Episode, Message, Probe, Rig
+from tools.fault_wire import Wire
 
 HOUR_NS = 3_600_000_000_000
+
+
+class WireRig(Rig):
+    """A rig whose first probe is at the end of a wire that can be cut."""
+
+    def open_senders(self, seed: int) -> list[str]:
+        """Open the probes and the wire."""
+        first, *others = super().open_senders(seed)
+        self.wire = Wire(int(first.rpartition(":")[2]))
+        return [f"{self.names[0]}=zmq+tcp://127.0.0.1:{self.wire.port}", *others]
+
+    def close_senders(self) -> None:
+        """Close the wire."""
+        self.wire.close()
+
+
+def wire_cut(rig: Rig) -> Episode:
+    """A connection breaks in the middle of a frame; its other half never comes."""
+    assert isinstance(rig, WireRig)
+    rig.wire.cut()
+    while not rig.wire.cut_ns:
+        rig.tick()
+    return Episode(rig.wire.cut_ns, rig.tick())
 
 
 def _mangled(rig: Rig, n: int, mangle: Callable[[Probe, Bin], list[Message]]) -> Episode:

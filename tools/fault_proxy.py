@@ -25,7 +25,7 @@ class Proxy:
 
     def __init__(self, upstream: int) -> None:
         """Connect to the plugin's ports `upstream` and the next; listen on `port` and the next."""
-        self.passed = self.harmed = 0  # messages that came, and those that were not passed on whole
+        self.passed = self.harmed = 0  # messages seen to, and those of them not passed on as is
         self.harmed_ns = 0  # when the first was since `begin`
         self._mangle: Mangle | None = None
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -109,12 +109,11 @@ class Proxy:
         done.wait()
 
     def _run(self) -> None:
+        poller = zmq.Poller()
+        for socket in (self._plugin, self._beats_in, self._beats_out):
+            poller.register(socket, zmq.POLLIN)
         while not self._stop.is_set():
             self._obey()
-            sockets = [self._plugin, self._beats_in, self._beats_out]
-            poller = zmq.Poller()
-            for socket in sockets:
-                poller.register(socket, zmq.POLLIN)
             ready = dict(poller.poll(POLL_MS))
             if self._plugin in ready:
                 self._pass_on(self._plugin.recv_multipart())
@@ -132,13 +131,12 @@ class Proxy:
         done.set()
 
     def _pass_on(self, parts: Parts) -> None:
-        self.passed += 1
         mangle = self._mangle
         sent = [parts] if mangle is None else mangle(parts)
         if sent != [parts]:
             self.harmed += 1
             self.harmed_ns = self.harmed_ns or time.monotonic_ns()
-        if self._server.closed:
-            return
-        for each in sent:
-            self._server.send_multipart(each)
+        if not self._server.closed:
+            for each in sent:
+                self._server.send_multipart(each)
+        self.passed += 1

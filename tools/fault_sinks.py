@@ -25,7 +25,9 @@ from tools.fault_rig import BIN_S, Rig
 from tools.twins.network_events import NetworkEventsTwin
 
 SAFE_MS = 1e3 * BIN_S + 5.0
-MOST_TICKS = 400  # until the line is up
+OPTIONS = "lockout=0"  # of both outputs
+RULE = "value=velocity.0&above=-1e9&pulse=0&refractory=0"  # up with the first valid decode
+MOST_TICKS = 200  # until the line is up
 MOST_TRIES = 10  # at outputs that stay active for a moment
 NAMES = ("all input stops", "one probe unplugged", "acquisition restarts", "engine not a number",
          "engine too slow", "server held up", "server terminated", "server killed")
@@ -79,14 +81,12 @@ class Outputs:
         """Start the sink, and tick until the line is up."""
         self._rig, self._line, self._receiver = rig, line, receiver
         self._ttls, self._datagrams = len(line.ttls), len(receiver.datagrams)
-        rule = "value=velocity.0&above=-1e9&pulse=0&refractory=0&lockout=0"
-        self._sink = Child("sink", "neds_rt", "sink", receiver.uri,
-                           f"oe-events+{line.endpoint}?{rule}", "--from", rig.endpoint, "--json")
+        self._sink = Child("sink", "neds_rt", "sink", f"{receiver.uri}?{OPTIONS}",
+                           f"oe-events+{line.endpoint}?{RULE}&{OPTIONS}", "--from", rig.endpoint)
         for _ in range(MOST_TICKS):
             rig.tick()
-            if self.up_s < math.inf and any(d.valid for d in self.datagrams):
-                return
-        rig.problems.append("no output was ever active")
+            if self.raised:
+                break
 
     @property
     def datagrams(self) -> list[Datagram]:
@@ -107,9 +107,14 @@ class Outputs:
         return {"ttl": next(down, math.inf), "udp": next(silent, math.inf)}
 
     @property
+    def raised(self) -> bool:
+        """Whether both outputs have been active."""
+        return self.up_s < math.inf and any(d.valid for d in self.datagrams)
+
+    @property
     def active(self) -> bool:
-        """Whether no output has been safe since they were active."""
-        return all(at == math.inf for at in self.safe_s().values())
+        """Whether both still are."""
+        return self.raised and all(at == math.inf for at in self.safe_s().values())
 
     def close(self) -> None:
         """End the sink."""
@@ -152,15 +157,19 @@ class SafeStates:
         self.missed = self.early = 0  # outputs never safe; safe before there was a fault
 
     def open(self) -> Outputs:
-        """Return outputs that are active; those that a late decode made safe are counted."""
+        """Return outputs that are active; those that a late decode made safe are counted.
+
+        A line whose event found no connection yet stays down: another sink has to try.
+        """
         for _ in range(MOST_TRIES):
             outputs = Outputs(self._rig, self._line, self._receiver)
             for _ in range(self._rig.some_bins()):
                 self._rig.tick()
             if outputs.active:
-                break
-            self.early += 1
+                return outputs
+            self.early += outputs.raised
             outputs.close()
+        self._rig.problems.append("no output stayed active")
         return outputs
 
     def take(self, outputs: Outputs, since: float) -> None:

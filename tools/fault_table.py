@@ -47,6 +47,7 @@ FAULTS: dict[str, Fault] = {
     "one probe late": Fault(frames.probe_late),
     "all input stops": Fault(frames.input_stops),
     "publisher restarts": Fault(frames.publisher_rebinds),
+    "wire cut in a frame": Fault(frames.wire_cut, rig=frames.WireRig),
     "flood of garbage": Fault(frames.flood, alarm=False),
     "spikes far ahead": Fault(frames.far_ahead, alarm=False),
     "producer frozen": Fault(senders.producer_frozen, rig=ProducerRig),
