@@ -285,6 +285,9 @@ def test_the_table_shows_what_was_measured(doctored):
     old = {"faults": [row() | {"fault": "one frame lost", "floor_ms": 1.5}]}
     assert "one frame lost | 1 | 0 of" in faults_table([old])
     assert "datagram" not in faults_table([old])
+    both = [*old["faults"], row() | {"fault": "plugin: bursts", "floor_ms": 23.7}]
+    assert "at most 1.5 ms" in faults_table([{"faults": both}])
+    assert "later, it takes 23.7 ms." in faults_table([{"faults": both}])
     ms = {"p50": 23.5, "p99": 24.4, "max": 24.5}
     safe = {"fault": "server killed", "runs": 20, "ttl_ms": ms, "udp_ms": None, "limit_ms": 25.0,
             "missed": 1, "wrong_datagrams": 0, "datagrams_checked": 300}

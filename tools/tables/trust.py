@@ -7,6 +7,8 @@ from typing import Any
 
 from tools.tables.page import NONE, Result, markdown
 
+PLUGIN = "plugin: "  # how faults between an acquisition program and its source are called
+
 
 def three(values: Mapping[str, float] | None, digits: int = 0) -> str:
     """Median, p99 and p99.9 (or the maximum) of a spread."""
@@ -31,9 +33,13 @@ def faults_table(results: Sequence[Result]) -> str:
                 three(row["to_recover_ms"]) if row["alarm_expected"] else NONE,
                 ", ".join(row["reasons"]),
             ])
-        floor = max(row["floor_ms"] for row in result["faults"])
+        plugin = [row["floor_ms"] for row in result["faults"] if row["fault"].startswith(PLUGIN)]
+        floor = max((row["floor_ms"] for row in result["faults"]
+                     if not row["fault"].startswith(PLUGIN)), default=0.0)
         told = (f"Times as p50 / p99 / max. While all is well a frame takes at most {floor:.1f} "
-                "ms to its decode at p99 (the largest of all rows); the aim is that and 25 ms.\n\n")
+                "ms to its decode at p99 (the largest of all rows); the aim is that and 25 ms."
+                + (f" From a plugin, whose blocks tell of their last samples a block later, it "
+                   f"takes {max(plugin):.1f} ms." if plugin else "") + "\n\n")
     safe = [row for result in results for row in result.get("outputs", [])]
     return told + markdown(rows) + (outputs_table(safe) if safe else "")
 
