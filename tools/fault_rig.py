@@ -1,16 +1,18 @@
-"""A rig to be broken: two paced probes, a server, and a judge who knows every spike.
+"""A rig to be broken: two paced probes and a server, all of it real but the animal.
 
-Everything is real but the animal: `neds-rt serve` in its own process, spike frames over TCP at 50
-bins a second, decodes over TCP. The judge runs the engine over the counts that were sent, leaving
-out what the server says it did not get; a decode that claims to be valid and differs is wrong.
+`neds-rt serve` in its own process, spike frames over TCP at 50 bins a second, decodes over TCP.
+The rig keeps what it sent, for the judge (`tools/fault_judge.py`). A server may be stopped or
+killed and started anew: each is a `Life` with decodes and a summary of its own.
 """
 
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -20,16 +22,16 @@ from numpy.typing import NDArray
 
 from neds_rt.bundle import Bundle, ModalityOut, Shape, random_bundle, read_bundle, write_bundle
 from neds_rt.children import Child
-from neds_rt.engines import Engine, load_engine
+from neds_rt.errors import StartError
 from neds_rt.manifest import Unit
-from neds_rt.subscribe import subscribe
 from neds_rt.wire import SPIKE_DTYPE, Decode, SpikeHeader, decode_message, encode_spikes
 
+ROOT = Path(__file__).resolve().parents[1]
 FS, BIN_S, WIDTH = 30_000.0, 0.02, 600
 SHAPE = Shape(hidden=32, layers=2, heads=2, mlp=64, window=10, conv=3, recurrent=True)
 PROBES, UNITS_A_PROBE, RATE_HZ = ("a", "b"), 20, 15.0
 START_S = 60.0
-TOLERANCE = 1e-4  # of a value, beside which rounding is nothing
+REDIAL_MS = 5  # so that the first decodes of a server that is back are heard
 
 Message = list[bytes]
 
@@ -40,6 +42,22 @@ class Bin(NamedTuple):
     session: int
     index: int
     spikes: NDArray[np.void]
+
+
+class Episode(NamedTuple):
+    """When a fault began and when it was over, ns of the monotonic clock."""
+
+    began: int
+    ended: int
+
+
+@dataclass
+class Life:
+    """One server from its start to its end; a killed one leaves no summary."""
+
+    began_ns: int
+    child: Child
+    summary: dict[str, Any] = field(default_factory=dict)
 
 
 class Probe:
@@ -81,29 +99,89 @@ class Probe:
 
 
 class Rig:
-    """The probes, the server and what it published, on the schedule of `tick`."""
+    """The server and what it published, on the schedule of `tick`, fed by two probes.
+
+    Rigs with other senders replace `open_senders`, `send`, `counts` and `close_senders`.
+    """
+
+    names: tuple[str, ...] = PROBES  # of the probes
 
     def __init__(self, seed: int, *options: str, engine: str = "native") -> None:
+        """`options` are those of `neds-rt serve`; {folder} and {life} in them are filled in."""
         self.rng = np.random.default_rng(seed)
         self._folder = tempfile.TemporaryDirectory(prefix="neds-faults-")
         self.folder = Path(self._folder.name)
-        self.model = write_model(self.folder / "model.neds")
+        self.model = write_model(self.folder / "model.neds", self.units())
         self.bundle: Bundle = read_bundle(self.model)
-        self.trigger = self.folder / "trigger"  # what the faulty engine looks at
+        self.trigger = self.folder / "trigger"  # what a faulty engine or disk looks at
         self.trigger.write_bytes(b"\0" * 8)
         os.environ["NEDS_FAULT"] = str(self.trigger)
-        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
-        self.probes = [Probe(name, self._context) for name in PROBES]
-        given = [f"--probe={p.name}=zmq+{p.endpoint}" for p in self.probes]
-        self.server = Child(
-            "server", "neds_rt", "serve", *given, f"--model={self.model}", f"--engine={engine}",
-            "--out=tcp://127.0.0.1:*", "--json", *options)
-        self.endpoint = self.server.ready(START_S)
-        self._decodes = subscribe(self._context, self.endpoint, START_S)
+        before = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+        os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([str(ROOT), *before]))
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.decodes: list[Decode] = []
         self.truth: dict[tuple[str, int], NDArray[np.uint16]] = {}  # (session, bin) -> counts
         self.session = self.index = 0
+        self.problems: list[str] = []  # what a fault's own check has found
+        self.recordings: list[dict[str, Any]] = []  # what replaying each of them said
+        self.lives: list[Life] = []
+        self._options = [*options, f"--engine={engine}"]
+        self.endpoint = "tcp://127.0.0.1:*"
+        self._senders = self.open_senders(seed)
+        self.start()
+        self.endpoint = self.server.ready(START_S)
+        self._decodes = self._subscribe()
         self._due = time.monotonic()
+
+    def units(self) -> list[Unit]:
+        """Return the units of the model, probe by probe."""
+        return [Unit(name, i, 1) for name in self.names for i in range(UNITS_A_PROBE)]
+
+    def open_senders(self, seed: int) -> list[str]:
+        """Open what the server connects to; return `NAME=URI` of each probe."""
+        self.probes = [Probe(name, self.context) for name in self.names]
+        return [f"{p.name}=zmq+{p.endpoint}" for p in self.probes]
+
+    def close_senders(self) -> None:
+        """Close them; sockets of `context` are closed anyway."""
+
+    @property
+    def server(self) -> Child:
+        """The server that runs, or the last one that ran."""
+        return self.lives[-1].child
+
+    def start(self) -> None:
+        """Start a server, where the one before it was."""
+        options = [option.format(folder=self.folder, life=len(self.lives))
+                   for option in self._options]
+        began = time.monotonic_ns()
+        child = Child("server", "neds_rt", "serve", *(f"--probe={uri}" for uri in self._senders),
+                      f"--model={self.model}", f"--out={self.endpoint}", "--json", *options)
+        self.lives.append(Life(began, child))
+
+    def stop(
+        self, number: signal.Signals = signal.SIGINT, *, ticking: bool = False
+    ) -> dict[str, Any]:
+        """End the server by a signal; return its summary, empty for one that was killed.
+
+        With `ticking` input goes on meanwhile.
+        """
+        if self.server.running:
+            os.kill(self.server.pid, number)
+        while ticking and self.server.running:
+            self.tick()
+        self.lives[-1].summary = self.server.finish(10.0) or {}
+        return self.lives[-1].summary
+
+    def start_again(self) -> bool:
+        """Start another server while input goes on; False if it never decodes."""
+        self.start()
+        for _ in range(int(START_S / BIN_S)):
+            self.tick()
+            if self.decodes and self.decodes[-1].pub_ns > self.lives[-1].began_ns:
+                return True
+        self.problems.append("the server did not come back")
+        return False
 
     def tick(self, mangle: Callable[[Probe, Bin], list[Message]] | None = None) -> int:
         """Wait for the end of the next bin, send it, and take what was decoded meanwhile.
@@ -113,6 +191,10 @@ class Rig:
         """
         self._due += BIN_S
         self.listen(self._due)
+        return self.send(mangle)
+
+    def send(self, mangle: Callable[[Probe, Bin], list[Message]] | None) -> int:
+        """Send the next bin; returns when."""
         bins = self.next_bin()
         sent = time.monotonic_ns()
         for probe, bin_ in zip(self.probes, bins, strict=True):
@@ -121,25 +203,39 @@ class Rig:
         return sent
 
     def next_bin(self) -> list[Bin]:
-        """Draw the spikes of the next bin of every probe, and keep their counts."""
-        counts = np.zeros((len(PROBES), UNITS_A_PROBE), np.uint16)
+        """Draw the spikes of the next bin of every probe, and keep their counts.
+
+        Where samples were counted before, the first that were sent are what holds.
+        """
+        counts = np.zeros((len(self.names), UNITS_A_PROBE), np.uint16)
         bins = []
-        for k in range(len(PROBES)):
+        for k in range(len(self.names)):
             n = self.rng.poisson(UNITS_A_PROBE * RATE_HZ * BIN_S)
             spikes = np.zeros(n, SPIKE_DTYPE)
             spikes["sample"] = self.index * WIDTH + self.rng.integers(0, WIDTH, n)
             spikes["unit"] = self.rng.integers(0, UNITS_A_PROBE, n)
             np.add.at(counts[k], spikes["unit"], 1)
             bins.append(Bin(self.session, self.index, spikes))
-        self.truth[(f"rig-{self.session}", self.index)] = counts.ravel()
+        self.truth.setdefault((f"rig-{self.session}", self.index), counts.ravel())
         self.index += 1
         return bins
+
+    def counts(self, session: str, bin_: int) -> NDArray[np.uint16] | None:
+        """Return what was sent of a bin, (n_units,), None where nothing was.
+
+        Several sessions joined by "+" are those of probes of which all but the first are lost.
+        """
+        return self.truth.get((session.split("+")[0], bin_))
 
     def restart(self) -> None:
         """Acquisition begins anew: another session, samples and frames from 0."""
         self.session, self.index = self.session + 1, 0
         for probe in self.probes:
             probe.seq = 0
+
+    def some_bins(self, low: int = 2, high: int = 20) -> int:
+        """Return how long a fault is to last, in bins."""
+        return int(self.rng.integers(low, high))
 
     def catch_up(self) -> None:
         """Forget a schedule that time has overtaken."""
@@ -159,12 +255,14 @@ class Rig:
     def end(self) -> dict[str, Any]:
         """Take what is still under way, stop the server and return its summary."""
         self.listen(time.monotonic() + 0.1)
-        return self.server.stop() or {}
+        return self.stop()
 
     def close(self) -> None:
         """Stop everything."""
-        self.server.finish(0)
-        self._context.destroy(linger=0)
+        for life in self.lives:
+            life.child.finish(0)
+        self.close_senders()
+        self.context.destroy(linger=0)
         self._folder.cleanup()
 
     def __enter__(self) -> Self:
@@ -173,114 +271,22 @@ class Rig:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _subscribe(self) -> zmq.Socket[bytes]:
+        """Subscribe to all servers at the endpoint; raises `StartError` where none answers."""
+        socket = self.context.socket(zmq.SUB)
+        socket.setsockopt(zmq.RCVHWM, 0)
+        socket.setsockopt(zmq.RECONNECT_IVL, REDIAL_MS)
+        socket.subscribe(b"")
+        socket.connect(self.endpoint)
+        if not socket.poll(int(START_S * 1000)):  # without input, decodes say so
+            raise StartError(f"{self.endpoint}: no decode for {START_S:g} s")
+        return socket
 
-def write_model(path: Path, seed: int = 0) -> Path:
-    """Write a bundle of random weights, half of its units on each probe."""
+
+def write_model(path: Path, units: Sequence[Unit], seed: int = 0) -> Path:
+    """Write a bundle of random weights for some units."""
     modalities = [ModalityOut("velocity", "continuous", 2, "cm/s")]
-    n = UNITS_A_PROBE * len(PROBES)
-    made = random_bundle(SHAPE, n, modalities, seed, bin_size_s=BIN_S)
-    units = [Unit(PROBES[i // UNITS_A_PROBE], i % UNITS_A_PROBE, 1) for i in range(n)]
+    made = random_bundle(SHAPE, len(units), modalities, seed, bin_size_s=BIN_S)
     write_bundle(path, session="rig", subject="none", bin_size_s=BIN_S, shape=SHAPE, units=units,
                  modalities=modalities, weights=made.weights)
     return path
-
-
-class Verdict(NamedTuple):
-    """What the judge found."""
-
-    checked: int  # decodes that claimed to be valid
-    wrong: list[int]  # of these, the sequence numbers of those that differ from the truth
-    unreported: int  # bins that no decode, gap or counter told of
-
-
-class Judge:
-    """Follows the server's bins with two engines, one a step behind in its beliefs.
-
-    Around a gap no message tells which bins were lost and which only look back at one. What was
-    published does: it is the step of a lost bin or that of the bin's true counts.
-    """
-
-    def __init__(self, bundle: Bundle) -> None:
-        self._engines = [load_engine("native", bundle) for _ in range(2)]
-        self._zero = np.zeros(self._engines[0].n_units, np.uint16)
-        self.restart()
-
-    def restart(self) -> None:
-        """Another session: bins are stepped from nothing."""
-        self._history: list[NDArray[np.uint16] | int | None] = []  # counts, bins skipped, lost
-        for engine in self._engines:
-            engine.reset()
-
-    def skip(self, n_bins: int) -> None:
-        """Bins that no message came for."""
-        self._history.append(n_bins)
-        for engine in self._engines:
-            engine.skip(n_bins)
-
-    def step(
-        self, counts: NDArray[np.uint16] | None, found: NDArray[np.float32], doubtful: bool
-    ) -> tuple[bool, bool]:
-        """Take a bin whose outputs were `found`; return (lost, whether they are right)."""
-        given, lost = self._engines
-        if counts is not None:
-            right = _close(given.step(counts), found)
-            if not doubtful:
-                lost.step(counts)
-            elif not right and _close(lost.step(self._zero, False), found):
-                counts = None
-        else:
-            lost.step(self._zero, False)
-        if counts is None:
-            self._history.append(None)
-            self._replay(given)
-            return True, True
-        self._history.append(counts)
-        if doubtful:
-            self._replay(lost)
-        return False, right
-
-    def _replay(self, engine: Engine) -> None:
-        engine.reset()
-        for each in self._history:
-            if isinstance(each, int):
-                engine.skip(each)
-            else:
-                engine.step(self._zero if each is None else each, each is not None)
-
-
-def _close(expected: NDArray[np.float32], found: NDArray[np.float32]) -> bool:
-    return bool(np.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE))
-
-
-def judge(rig: Rig, summary: dict[str, Any]) -> Verdict:
-    """Compare every decode with the engine run over the counts that were sent."""
-    engines = Judge(rig.bundle)
-    wrong, checked, missing, lost_told = [], 0, 0, 0
-    session, last = "", -1
-    for decode in rig.decodes:
-        if decode.bin < 0:
-            continue
-        if decode.session != session or decode.bin <= last:
-            engines.restart()
-            session, last = decode.session, decode.bin - 1
-        if decode.bin > last + 1:
-            missing += decode.bin - last - 1
-            engines.skip(decode.bin - last - 1)
-        last = decode.bin
-        counts = rig.truth.get((decode.session.split("+")[0], decode.bin))
-        if decode.missing and counts is not None:  # stepped without them, and said so
-            counts = counts.copy()
-            for k, probe in enumerate(PROBES):
-                if probe in decode.missing:
-                    counts[k * UNITS_A_PROBE : (k + 1) * UNITS_A_PROBE] = 0
-        found = np.array(decode.values["velocity"].mean, np.float32)
-        lost, right = engines.step(counts, found, not decode.valid)
-        lost_told += lost
-        if decode.valid:
-            checked += 1
-            if lost or not right:
-                wrong.append(decode.seq)
-    reported = summary.get("counters", {}).get("lost_bins", 0) - lost_told
-    seqs = {decode.seq for decode in rig.decodes}
-    unheard = max(seqs) - min(seqs) + 1 - len(seqs) if seqs else 0
-    return Verdict(checked, wrong, max(0, missing - reported) + unheard)

@@ -18,6 +18,7 @@ from neds_rt.engines import Engine, load_engine
 from neds_rt.errors import BadInput, EngineFailed, StartError
 from neds_rt.housekeeping import logger
 from neds_rt.models import ServedModel, history_bins
+from neds_rt.overdue import OverdueNotice
 from neds_rt.swap import SHADOW_BINS, Swapper
 from neds_rt.watchdog import Watchdog
 
@@ -49,16 +50,21 @@ class EngineSlot:
         self._why = ""  # what a rehearsal that failed said
         self._control: ControlSocket | None = None
         self._watchdog: Watchdog | None = None
+        self._overdue: OverdueNotice | None = None
+        self._bin_s = manifest.bin_size_s
 
     @property
     def engine(self) -> Engine:
         """The engine that steps."""
         return self.model.serving
 
-    def open(self, publish_last: Callable[[], None]) -> None:
+    def open(
+        self, publish_last: Callable[[], None], publish_overdue: Callable[[int], None]
+    ) -> None:
         """Bind the control socket, if there is to be one; raises `BadInput`.
 
-        `publish_last` sends the decode after which there are no more.
+        `publish_last` sends the decode after which there are no more, `publish_overdue` one that
+        says, as of a time in ns, that the next is late.
         """
         if self._config.control:
             self._control = ControlSocket(self._config.control, self._handle)
@@ -69,19 +75,25 @@ class EngineSlot:
                     f"for {self._config.hang_after:g} s")
 
         self._watchdog = Watchdog(self.pipeline, self._config.hang_after, last_words)
+        # Whoever wants no word of stale input for so long wants none of late decodes.
+        deadline_s = self._config.deadline_ms / 1e3 if self._config.deadline_ms else self._bin_s
+        limit_s = max(deadline_s, self._config.stale_after or 0.0)
+        self._overdue = OverdueNotice(self.pipeline, limit_s, self._bin_s, publish_overdue)
 
     def start(self) -> None:
         """Begin to watch the engine and to answer the control socket."""
-        if self._watchdog is not None:
-            self._watchdog.start()
+        for watcher in (self._watchdog, self._overdue):
+            if watcher is not None:
+                watcher.start()
         if self._control is not None:
             self._control.start()
 
     def stop(self) -> None:
-        """End a load that is going on, and the watchdog."""
+        """End a load that is going on, and what watches the engine."""
         self.swapper.stop()
-        if self._watchdog is not None:
-            self._watchdog.stop()
+        for watcher in (self._watchdog, self._overdue):
+            if watcher is not None:
+                watcher.stop()
 
     def close(self) -> None:
         """Remove the control socket."""

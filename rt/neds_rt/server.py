@@ -61,7 +61,7 @@ class Server:
         self._aligner = aligning.Aligner(config.probe) if aligned else None
         self._bin_ns = int(manifest.bin_size_s * 1e9)
         self.keep_warm = KeepWarm(config.keep_warm, self._bin_ns, self.slot.warm)
-        self.decodes = self.stale_decodes = 0
+        self.decodes = self.stale_decodes = self.overdue_decodes = 0
         self._stopping = False
         self.failure: EngineFailed | None = None  # why the server ended by itself
         self._last_frame_ns = self._closed_ns = self._stale_due_ns = 0
@@ -75,7 +75,7 @@ class Server:
         self._sink: Sink = open_sink(config.out, self._access)
         self.endpoint = self._sink.endpoint
         try:
-            self.slot.open(self._publish_last)
+            self.slot.open(self._publish_last, self._publish_overdue)
             self._board = StatusBoard(self, manifest)
             self._status: StatusPublisher | None = open_publisher(config, self.endpoint)
         except BaseException:
@@ -183,6 +183,11 @@ class Server:
             self.flight.event(ENGINE_FAILED_EVENT)
         self._publish(self._pipeline.nothing(assemble.ENGINE_FAILED, now_ns()))
 
+    def _publish_overdue(self, now: int) -> None:
+        """Say that a decode is late; on another thread, while this one is inside the step."""
+        self._publish(self._pipeline.nothing(assemble.DEADLINE_MISSED, now))
+        self.overdue_decodes += 1
+
     # The hot path, from here to `_publish`.
 
     def _turn(self, poller: zmq.Poller) -> None:
@@ -271,6 +276,7 @@ class Server:
             "bins": counters["bins"],
             "decodes": self.decodes,
             "stale_decodes": self.stale_decodes,
+            "overdue_decodes": self.overdue_decodes,
             "reasons": reasons,
             "counters": counters,
             "sources": self._source_reports,

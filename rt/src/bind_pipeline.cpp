@@ -133,7 +133,17 @@ void bind_swap(nb::class_<Pipeline>& pipeline) {
       .def("follow", [](Pipeline& self) { self.slot().follow(); },
            nb::call_guard<nb::gil_scoped_release>())
       .def("enter", [](Pipeline& self) { self.slot().enter(); })
-      .def("leave", [](Pipeline& self) { self.slot().leave(); })
+      // Without the GIL: who has borrowed may need it to give back.
+      .def("leave", [](Pipeline& self) { self.slot().leave(); },
+           nb::call_guard<nb::gil_scoped_release>())
+      .def("overdue",
+           [](Pipeline& self, std::int64_t limit_ns) { return self.slot().overdue(limit_ns); },
+           "limit_ns"_a, nb::call_guard<nb::gil_scoped_release>())
+      .def("end_overdue", [](Pipeline& self) { self.slot().end_overdue(); })
+      .def("borrow", [](Pipeline& self, std::int64_t since) { return self.slot().borrow(since); },
+           "since"_a)
+      .def("give_back", [](Pipeline& self, std::int64_t since) { self.slot().give_back(since); },
+           "since"_a)
       .def("cut_off", [](Pipeline& self, std::int64_t since) { return self.slot().cut_off(since); },
            "since"_a)
       .def_prop_ro("busy_since", [](Pipeline& self) { return self.slot().busy_since(); })

@@ -1,6 +1,7 @@
 // Which engine the pipeline steps with: a swap between two bins, and the fail-over to a standby.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <exception>
@@ -135,16 +136,42 @@ class EngineSlot {
     return since > 0 && busy_since_.compare_exchange_strong(since, kCutOff);
   }
 
+  // Waits until the engine has been at work for `limit_ns` and returns since when; 0 once
+  // end_overdue() was called. Wakes once in `limit_ns`: what begins later is overdue later.
+  std::int64_t overdue(std::int64_t limit_ns) const {
+    while (!overdue_ended_.load(std::memory_order_relaxed)) {
+      const std::int64_t now = monotonic_ns(), since = busy_since();
+      if (since > 0 && now - since >= limit_ns) return since;
+      const std::int64_t left = since > 0 ? since + limit_ns - now : limit_ns;
+      std::this_thread::sleep_for(std::chrono::nanoseconds(std::min(left, kLongestSleepNs)));
+    }
+    return 0;
+  }
+  void end_overdue() noexcept { overdue_ended_.store(true, std::memory_order_relaxed); }
+  // Lends what is the stepping thread's to the caller while it is still in that call: a call that
+  // returns meanwhile waits for give_back(). False when it has returned.
+  bool borrow(std::int64_t since) noexcept {
+    return since > 0 && busy_since_.compare_exchange_strong(since, kBorrowed);
+  }
+  void give_back(std::int64_t since) noexcept {
+    busy_since_.store(since, std::memory_order_release);
+  }
+
   // Brackets whatever may hang, see busy_since().
   void enter() noexcept { busy_since_.store(monotonic_ns(), std::memory_order_release); }
   void leave() noexcept {
     std::int64_t since = busy_since_.load(std::memory_order_relaxed);
-    if (since != kCutOff && busy_since_.compare_exchange_strong(since, 0)) return;
-    for (;;) std::this_thread::sleep_for(std::chrono::hours(1));
+    while (since == kBorrowed || since == kCutOff ||
+           !busy_since_.compare_exchange_strong(since, 0)) {
+      if (since == kCutOff) std::this_thread::sleep_for(std::chrono::hours(1));
+      std::this_thread::yield();
+      since = busy_since_.load(std::memory_order_relaxed);
+    }
   }
 
  private:
-  static constexpr std::int64_t kCutOff = -1;
+  static constexpr std::int64_t kCutOff = -1, kBorrowed = -2;
+  static constexpr std::int64_t kLongestSleepNs = 50'000'000;  // so soon an end is seen
 
   template <class Call>
   void guarded(Call call) {
@@ -182,6 +209,7 @@ class EngineSlot {
   std::exception_ptr failure_;
   std::atomic<Candidate*> offered_{nullptr};
   std::atomic<std::int64_t> swaps_{0}, failovers_{0}, busy_since_{0};
+  std::atomic<bool> overdue_ended_{false};
 };
 
 }  // namespace neds

@@ -42,7 +42,8 @@ inline constexpr std::array<ReasonText, kReasons> kReasonTable = {{
     {"failed over", "the first bin that the standby engine decoded, see \"Fail-over\""},
     {"drift", "firing, or how well the model predicts it, is not what it was in training"},
     {"deadline missed",
-     "written later than `--deadline-ms` after its frame came, or the frame came late itself"},
+     "written later than `--deadline-ms` after its frame came, or the frame came late itself; with "
+     "`bin` -1: it is not there yet"},
 }};
 
 }  // namespace neds

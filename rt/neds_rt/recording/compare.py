@@ -11,6 +11,8 @@ import msgspec
 STAMPS = ("spike_age_us", "service_us", "pub_ns")  # when it was written, and what counts to then
 # What only time can tell: a decode that would have been valid, had it come by the deadline.
 LATE, TIMED = "deadline missed", ("valid", "reason")
+# What a word from within a step says of the bins before it, and its replay of the step's.
+BEFORE_STEP = ("session", "drift")
 
 _raw = msgspec.msgpack.Decoder(dict[str, msgspec.Raw])
 _any = msgspec.msgpack.Decoder()
@@ -32,8 +34,12 @@ def differing(
     vector that it is the angle of. Raises `msgspec.DecodeError` for what is no message.
     """
     a, b = _raw.decode(recorded), _raw.decode(replayed)
-    late = (_any.decode(a["reason"]), _any.decode(b["reason"])) == (LATE, "ok")
-    passed = STAMPS + (TIMED if late else ())
+    late = _any.decode(a["reason"]) == LATE
+    passed: tuple[str, ...] = STAMPS
+    if late and _any.decode(b["reason"]) == "ok":
+        passed += TIMED
+    elif late and _any.decode(a["bin"]) < 0:
+        passed += BEFORE_STEP
     fields = [name for name in a if name not in passed and name not in ("seq", "values")
               and (name not in b or bytes(a[name]) != bytes(b[name]))]
     fields += [name for name in b if name not in a]

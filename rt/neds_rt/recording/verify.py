@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from neds_rt import _core
-from neds_rt.assemble import COUNTERS, make_assembler, make_encoder, make_stepper
+from neds_rt.assemble import COUNTERS, DEADLINE_MISSED, make_assembler, make_encoder, make_stepper
 from neds_rt.errors import CheckFailed
 from neds_rt.health import make_health
 from neds_rt.machine import machine_facts
@@ -76,7 +76,8 @@ class Verification:
             _core.LatencyRing(1), manifest.shape.window, make_health(bundle, config.drift),
         )
         self._n_streams = len(config.probe)
-        self._expected: deque[bytes] = deque()  # replayed and not yet met in the recording
+        # Replayed and not yet met in the recording, and by how much their numbers are off.
+        self._expected: deque[tuple[bytes, int]] = deque()
         self._shift = 0  # how much further the recorded messages count than the replayed ones
         self._shift_known = True
         self._lost: Begun | None = None  # since a hole; None where everything before is known
@@ -125,11 +126,20 @@ class Verification:
             self._hear(record.head, int(self._assembler.counters[RESTARTS]) > restarts)
 
     def _nothing(self, record: Record) -> None:
-        self._all_met()
-        self._keep(self._pipeline.nothing(record.body[0], record.ns))
+        if record.body[0] == DEADLINE_MISSED:
+            self._overdue(record)
+        else:
+            self._all_met()
+            self._keep(self._pipeline.nothing(record.body[0], record.ns))
+
+    def _overdue(self, record: Record) -> None:
+        """A word from within a step: its number comes before those of what was replayed already."""
+        size = self._pipeline.nothing(record.body[0], record.ns)
+        steps = [(message, off + 1) for message, off in self._expected]
+        self._expected = deque([(self._encoder.buffer[:size].tobytes(), -len(steps)), *steps])
 
     def _keep(self, size: int) -> None:
-        self._expected.append(self._encoder.buffer[:size].tobytes())
+        self._expected.append((self._encoder.buffer[:size].tobytes(), 0))
 
     def _event(self, record: Record) -> None:
         kind = record.head.decode(errors="replace")
@@ -147,12 +157,13 @@ class Verification:
         if not self._expected:
             self._differs(record.body, ["not replayed"], 0.0)
             return
-        replayed = self._expected.popleft()
+        replayed, off = self._expected.popleft()
         try:
             if not self._shift_known:
-                self._shift = message_seq(record.body) - message_seq(replayed)
+                self._shift = message_seq(record.body) - message_seq(replayed) - off
                 self._shift_known = True
-            fields, error = differing(record.body, replayed, self._shift, self.tolerance)
+            shift = self._shift + off
+            fields, error = differing(record.body, replayed, shift, self.tolerance)
         except (ValueError, KeyError, TypeError):  # a tape that was forged holds anything
             fields, error = ["no decode message"], 0.0
         self.largest = max(self.largest, error)
@@ -164,7 +175,7 @@ class Verification:
     def _all_met(self) -> None:
         """Count what was replayed and is not in the recording, though the next input is."""
         if self._lost is None:
-            for message in self._expected:
+            for message, _ in self._expected:
                 self._differs(message, ["not recorded"], 0.0)
         self._expected.clear()
 
