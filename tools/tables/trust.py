@@ -40,10 +40,12 @@ def faults_table(results: Sequence[Result]) -> str:
 def swap_table(results: Sequence[Result]) -> str:
     """Swaps and fail-overs."""
     head = ["while decoding", "changes", "decodes", "missed", "of the wrong model", "largest error",
-            "later than a bin, around the change", "elsewhere"]
+            "later than a bin, around the change", "elsewhere", "fail-overs told",
+            "late at one, most", "late and untold"]
     rows = [head]
     for result in results:
-        for name, words in (("swaps", "models swapped"), ("failovers", "engines killed")):
+        for name, words in (("swaps", "models swapped"), ("failovers", "engines killed"),
+                            ("slow", "engines too slow")):
             part: Any = result.get(name)
             if part:
                 changes = part.get("asked", part.get("killed"))
@@ -51,6 +53,8 @@ def swap_table(results: Sequence[Result]) -> str:
                     words, str(changes), str(part["decodes"]), str(part["missed"]),
                     str(part["wrong_model"]), f"{part['largest_error']:.1e}",
                     str(part["late"]["around the change"]), str(part["late"]["elsewhere"]),
+                    *(str(part.get(key, NONE)) for key in ("reported", "late_at_one_failure",
+                                                           "late_unreported")),
                 ])
     return markdown(rows)
 
