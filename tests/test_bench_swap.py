@@ -9,6 +9,7 @@ import pytest
 
 from bench import swap, swap_rig
 from bench.swap_judge import AFTER_BINS, at_failure, broken
+from tests.tables import table_of
 
 BIN_NS = 20_000_000
 TINY = "hidden=16,layers=1,heads=2,mlp=16,units=20,window=10"
@@ -92,6 +93,7 @@ def test_a_run_swaps_kills_and_slows_and_misses_nothing(tiny, tmp_path, capsys):
     assert report["swaps"]["swaps"] == 1
     for name in ("failovers", "slow"):
         assert (report[name]["failed_over"], report[name]["reported"]) == (1, 1)
+    assert "| engines too slow | 1 |" in table_of("swap", out)
     # Whether a bin came late is the machine's; that the code and the lines say so is ours.
     assert code == (0 if report["passed"] else 1)
     assert said.err.count("bench/swap.py: failed:") == len(broken(report))
