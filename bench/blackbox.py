@@ -42,10 +42,9 @@ from neds_rt.children import Child  # noqa: E402
 from neds_rt.errors import BadInput, NedsError, StartError  # noqa: E402
 from neds_rt.latency.rounds import FS, START_S, Contender, Plan  # noqa: E402
 from neds_rt.recording.flight import DRAIN_S  # noqa: E402
-from neds_rt.recording.header import open_recording, recorded_bundle  # noqa: E402
-from neds_rt.recording.replay_engine import replay_engine  # noqa: E402
+from neds_rt.recording.header import open_recording  # noqa: E402
 from neds_rt.recording.tape import FRAME, Hole, TapeReader  # noqa: E402
-from neds_rt.recording.verify import Verification  # noqa: E402
+from neds_rt.recording.verdict import verify  # noqa: E402
 from neds_rt.stats import percentiles  # noqa: E402
 from neds_rt.wire import SPIKE_DTYPE  # noqa: E402
 
@@ -90,10 +89,7 @@ def contenders(folder: Path, library: Path, stall_s: float, full_bytes: int) -> 
 
 def replayed(path: Path) -> dict[str, Any]:
     """Verify a recording as `neds-rt replay PATH --verify` does; its report."""
-    recording = open_recording(path)
-    bundle = recorded_bundle(recording, None)
-    engine = replay_engine(recording.header, bundle, None)
-    found = Verification(recording, bundle, engine, 0.0).run()
+    found = verify(path, wanted=0.0)
     return {name: found[name] for name in (
         "decodes", "equal", "different", "unverifiable", "frames", "holes", "complete",
         "tail_bytes", "seconds")}
