@@ -3,12 +3,16 @@
     python bench/drift.py --data ../shared/data/indy --synthetic 3 --out bench/results/drift.json \\
         --plot docs/images/drift.svg
     python bench/drift.py --data ../shared/data/indy --sessions 2 --synthetic 1 --steps 300
+    python bench/drift.py --synthetic 2 --still-hours 4
 
 For every recording a small model is trained, its statistics are fitted as `neds export` does, and
 its test part, which neither has seen, is replayed: as it was, to count alarms per hour, and with a
 share of the units disturbed from a random moment on, to see whether and when that is noticed within
 a minute. The curve moves the limits of both scores by one factor; at 1 they are those shipped. A
 disturbance counts as harmful where the decoded R2 of that minute falls by 0.1 or more.
+
+The cells of a recording change by themselves. Those of a synthetic animal do not: with
+--still-hours further sessions of each are replayed, every alarm in which is a false one (`still`).
 """
 
 from __future__ import annotations
@@ -16,6 +20,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +38,7 @@ from bench.drift_trials import (  # noqa: E402
     Subject,
     crossings,
     found_after,
+    further,
     make_subject,
     replay,
     trials,
@@ -40,11 +46,13 @@ from bench.drift_trials import (  # noqa: E402
 from bench.output import finish  # noqa: E402
 from neds.config import load_recipe  # noqa: E402
 from neds_rt.errors import BadInput, NedsError  # noqa: E402
+from neds_rt.synthetic import SyntheticAnimal  # noqa: E402
 
 FACTORS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.15, 1.3, 1.5, 1.75, 2.0, 2.5, 3.0, 4.0)
 SHARES = (0.1, 0.25, 0.5)
 HARM = 0.1  # of R2
 SYNTHETIC_UNITS = 120
+STILL_S = 1800.0
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -72,6 +80,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--sessions", type=int, default=0, metavar="N", help="only the first N of them (all)")
     add("--synthetic", type=int, default=0, metavar="N", help="and N synthetic animals")
     add("--synthetic-seconds", type=float, default=1200.0, metavar="S", help="length of each")
+    add("--still-hours", type=float, default=0.0, metavar="H",
+        help="hours of further sessions of each synthetic animal")
     add("--steps", type=int, default=400, help="training steps of each model (%(default)s)")
     add("--hidden", type=int, default=64, help="width of each model (%(default)s)")
     add("--onsets", type=int, default=4, help="moments at which units change (%(default)s)")
@@ -88,6 +98,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     natural: list[dict[str, Any]] = []
     left_out: list[str] = []
+    still: list[dict[str, Any]] = []
     for subject in subjects(args, left_out):
         manifest = subject.bundle.manifest
         rng = np.random.default_rng([args.seed, len(natural)])
@@ -102,6 +113,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
             "firing_limit": health.firing_limit, "likelihood_limit": health.likelihood_limit,
             "hold": subject.in_bins(HOLD_S), "series": {name: gauges[name] for name in SCORES},
         })
+        if subject.animal is not None and args.still_hours:
+            still.append(watch_still(subject, subject.animal, args.still_hours))
         rows += trials(subject, SHARES, args.onsets, rng)
         print(f"{manifest.session}: {natural[-1]['hours'] * 60:.1f} min of test, "
               f"{len(rows)} trials so far", file=sys.stderr, flush=True)
@@ -112,7 +125,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "smooth_s": health.smooth_s,
         "hours": round(sum(n["hours"] for n in natural), 3), "left_out": left_out,
         "curves": [point for name in SCORES for point in curve(name, natural, rows)],
-        "cells": cells(rows),
+        "still": still, "cells": cells(rows),
         "sessions": [{k: round(v, 4) if isinstance(v, float) else v for k, v in n.items()
                       if k not in ("series", "hold")}
                      | {f"alarms_{name}": crossings(n["series"][name], 1.0, n["hold"])
@@ -137,17 +150,37 @@ def subjects(args: argparse.Namespace, left_out: list[str]) -> Iterator[Subject]
             print(f"left out: {error}", file=sys.stderr, flush=True)
     for animal in range(args.synthetic):
         from neds.data.synthetic import synthetic_session
-        from neds_rt.synthetic import SyntheticAnimal
 
-        session = synthetic_session(SyntheticAnimal(args.seed + animal, SYNTHETIC_UNITS),
-                                    args.synthetic_seconds)
-        yield try_subject(session, load_recipe("single", sizes), "synthetic")
+        made = SyntheticAnimal(args.seed + animal, SYNTHETIC_UNITS)
+        session = synthetic_session(made, args.synthetic_seconds)
+        yield replace(try_subject(session, load_recipe("single", sizes), "synthetic"), animal=made)
 
 
 def try_subject(session: Any, config: Any, kind: str) -> Subject:
     """As `make_subject`, saying which recording is being worked on."""
     print(f"training on {session.session}", file=sys.stderr, flush=True)
     return make_subject(session, config, kind)
+
+
+def watch_still(subject: Subject, animal: SyntheticAnimal, hours: float) -> dict[str, Any]:
+    """Count the alarms in hours of an animal whose cells do not change, at the limits as shipped.
+
+    Sessions of half an hour, the last one of what is left.
+    """
+    alarms, in_alarm, n = dict.fromkeys(SCORES, 0), 0, 0
+    left, session = hours * 3600, 0
+    while left > 0:
+        session += 1
+        gauges, _ = replay(subject, further(subject, animal, min(left, STILL_S), session))
+        for name in SCORES:
+            alarms[name] += crossings(gauges[name], 1.0, subject.in_bins(HOLD_S))
+        in_alarm += int((np.nan_to_num(gauges["drift"]) >= 1).sum())
+        n += len(gauges["drift"])
+        left -= STILL_S
+    return {"session": subject.bundle.manifest.session, "hours": round(hours, 3),
+            **{f"alarms_{name}": count for name, count in alarms.items()},
+            "false_alarms_per_hour": round(alarms["drift"] / hours, 3),
+            "in_alarm": round(in_alarm / n, 4)}
 
 
 def curve(
@@ -211,6 +244,9 @@ def print_table(report: dict[str, Any]) -> None:
             print(f"{p['score']:>10} x{p['factor']:<4} {p['false_alarms_per_hour']:6.2f} alarms/h  "
                   f"noticed: all {p['all']}, harmful {p['harmful']}, "
                   + ", ".join(f"{kind} {p[kind]}" for kind in KINDS))
+    for s in report["still"]:
+        print(f"{s['session']}: {s['alarms_drift']} alarms in {s['hours']:g} h of cells that do "
+              f"not change, {s['false_alarms_per_hour']:.2f} an hour")
     for c in report["cells"]:
         print(f"{c['set']:>10} {c['kind']:>8} {c['share']:4.0%}: firing {c['firing']}, likelihood "
               f"{c['likelihood']}, either {c['drift']} after {c['seconds_median']} s; R2 "

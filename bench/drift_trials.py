@@ -19,10 +19,12 @@ from neds.export import fold_weights, modalities_out
 from neds.health import fit_health
 from neds.train import train
 from neds_rt import _core
+from neds_rt.binning import bin_spikes
 from neds_rt.bundle import Bundle, Shape, make_bundle
 from neds_rt.engines.native import build_step_engine
 from neds_rt.errors import BadInput
 from neds_rt.health import make_health
+from neds_rt.synthetic import SyntheticAnimal
 
 KINDS = ("dropped", "swapped", "scaled")
 WATCH_S = 60.0  # after the disturbance begins, in which it has to be seen
@@ -39,6 +41,7 @@ class Subject:
     recording: Recording
     bundle: Bundle
     kind: str  # "indy" or "synthetic"
+    animal: SyntheticAnimal | None = None  # that it is of, to make more of
 
     @property
     def bins(self) -> NDArray[np.uint16]:
@@ -79,6 +82,21 @@ def make_subject(session: Session, config: RunConfig, kind: str) -> Subject:
     health, data = fitted
     bundle = make_bundle(**parts, health=health, files={health.file: data})
     return Subject(recording, bundle, kind)
+
+
+def further(
+    subject: Subject, animal: SyntheticAnimal, seconds: float, session: int
+) -> NDArray[np.uint16]:
+    """Counts (T, N) of another session of the same animal, whose cells are what they were."""
+    recording = animal.simulate(seconds, session)
+    row_of = {(u.probe, u.channel, u.cluster): row
+              for row, u in enumerate(subject.bundle.manifest.units)}
+    names = zip(*(animal.units[key].tolist() for key in ("probe", "channel", "cluster")),
+                strict=True)
+    rows = np.array([row_of.get(name, -1) for name in names])[recording.unit]
+    bin_s = subject.recording.bin_size_s
+    return bin_spikes(recording.sample[rows >= 0], rows[rows >= 0], len(row_of), recording.fs,
+                      bin_s, 0, int(seconds / bin_s))
 
 
 def replay(subject: Subject, counts: NDArray[np.uint16]) -> tuple[dict[str, Floats], Floats]:

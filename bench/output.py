@@ -4,14 +4,30 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from neds_rt.errors import BadInput
 from neds_rt.machine import commit, machine_facts
+
+MISSED = 1  # exit code: it ran, and what it is there to show does not hold
+
+
+def verdict(name: str, broken: Sequence[str]) -> int:
+    """Say on standard error, a line each, what does not hold; return the exit code."""
+    for line in broken:
+        print(f"bench/{name}.py: failed: {line}", file=sys.stderr)
+    return MISSED if broken else 0
+
+
+def lend_path(root: Path) -> None:
+    """Put `root` before what else Python imports from in the processes that are started now."""
+    paths = [str(root), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    os.environ["PYTHONPATH"] = os.pathsep.join(dict.fromkeys(filter(None, paths)))
 
 
 def write_json(path: str | Path, result: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
-// Preloaded into a server: every writev and fdatasync of a regular file takes NEDS_STALL_S seconds
-// longer, as on a disk that stands still. Where NEDS_DISK names a file, its first byte says what the
-// disk is like at the moment: 0 fine, 1 standing still, 2 full.
+// Preloaded into a server: a disk for its recordings that stands still or is full. Every writev and
+// fdatasync of a regular file takes NEDS_STALL_S seconds longer, and a writev fails with ENOSPC once
+// NEDS_FULL_BYTES were written. Where NEDS_DISK names a file, its first byte says what the disk is
+// like at the moment: 0 fine, 1 standing still, 2 full.
 #include <dlfcn.h>
 #include <fcntl.h>
 #include <sys/mman.h>
@@ -8,6 +9,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cerrno>
 #include <cstdlib>
 #include <ctime>
@@ -34,12 +36,21 @@ char disk() {
   return said == nullptr ? char{kStill} : *said;
 }
 
-void stall(int fd) {
+void stall() {
   const char* seconds = std::getenv("NEDS_STALL_S");
-  if (seconds == nullptr || disk() != kStill || !regular(fd)) return;
+  if (seconds == nullptr || disk() != kStill) return;
   const double s = std::atof(seconds);
   timespec left{static_cast<time_t>(s), static_cast<long>((s - static_cast<long>(s)) * 1e9)};
   while (nanosleep(&left, &left) != 0) {}
+}
+
+bool full(const iovec* parts, int n) {
+  static std::atomic<std::size_t> written{0};
+  const char* limit = std::getenv("NEDS_FULL_BYTES");
+  if (limit == nullptr) return false;
+  std::size_t size = 0;
+  for (int i = 0; i < n; ++i) size += parts[i].iov_len;
+  return written.fetch_add(size) + size > static_cast<std::size_t>(std::atof(limit));
 }
 }  // namespace
 
@@ -47,7 +58,8 @@ extern "C" {
 ssize_t writev(int fd, const iovec* parts, int n) {
   static const auto real = reinterpret_cast<decltype(&writev)>(dlsym(RTLD_NEXT, "writev"));
   static bool filled = false;
-  if (disk() == kFull && regular(fd)) {
+  if (!regular(fd)) return real(fd, parts, n);
+  if (disk() == kFull) {
     if (!filled && n > 0 && parts[0].iov_len > 1) {  // the last blocks take a part of it
       filled = true;
       const iovec half{parts[0].iov_base, parts[0].iov_len / 2};
@@ -56,12 +68,16 @@ ssize_t writev(int fd, const iovec* parts, int n) {
     errno = ENOSPC;
     return -1;
   }
-  stall(fd);
+  stall();
+  if (full(parts, n)) {
+    errno = ENOSPC;
+    return -1;
+  }
   return real(fd, parts, n);
 }
 int fdatasync(int fd) {
   static const auto real = reinterpret_cast<decltype(&fdatasync)>(dlsym(RTLD_NEXT, "fdatasync"));
-  stall(fd);
+  if (regular(fd)) stall();
   return real(fd);
 }
 }

@@ -1,15 +1,18 @@
 """bench/drift.py: what counts as an alarm, what a disturbance does, and a whole run in small."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from bench import drift
-from bench.drift_trials import KINDS, crossings, disturb, found_after
+from bench.drift_trials import KINDS, crossings, disturb, found_after, further
 from neds.config import load_recipe
 from neds.plots.drift import drift_curves
 from neds.plots.style import save
+from neds_rt.manifest import Unit
+from neds_rt.synthetic import SyntheticAnimal
 
 
 def test_an_alarm_that_flickers_is_one():
@@ -64,8 +67,11 @@ def test_a_run_in_small_ends_in_a_report_and_a_picture(tmp_path, capsys, monkeyp
     out, plot = tmp_path / "drift.json", tmp_path / "drift.svg"
     assert drift.main(["--synthetic", "1", "--synthetic-seconds", "560", "--steps", "2", "--hidden",
                        "16", "--onsets", "1", "--seed", "2", "--out", str(out), "--plot",
-                       str(plot)]) == 0
+                       str(plot), "--still-hours", "0.02"]) == 0
     report = json.loads(out.read_text())
+    (still,) = report["still"]
+    assert (still["hours"], still["session"]) == (0.02, report["sessions"][0]["session"])
+    assert still["false_alarms_per_hour"] == still["alarms_drift"] / 0.02
     assert {(c["kind"], c["trials"]) for c in report["cells"]} == {(kind, 1) for kind in KINDS}
     assert len(report["curves"]) == 3 * len(drift.FACTORS)
     assert report["sessions"][0]["units"] == 16
@@ -73,6 +79,20 @@ def test_a_run_in_small_ends_in_a_report_and_a_picture(tmp_path, capsys, monkeyp
     assert "alarms/h" in capsys.readouterr().out
     save(drift_curves(report), tmp_path / "again.svg")
     assert (tmp_path / "again.svg").read_bytes() == plot.read_bytes()
+
+
+def test_a_further_session_is_binned_in_the_order_of_the_model():
+    animal = SyntheticAnimal(7, 6)
+    names = [Unit(*(column[i].item() for column in (animal.units["probe"], animal.units["channel"],
+                                                    animal.units["cluster"]))) for i in range(6)]
+    kept = [names[i] for i in (4, 0, 2)]
+    subject = SimpleNamespace(recording=SimpleNamespace(bin_size_s=0.02),
+                              bundle=SimpleNamespace(manifest=SimpleNamespace(units=kept)))
+    counts = further(subject, animal, 10.0, 3)
+    spikes = animal.simulate(10.0, 3)
+    assert counts.shape == (500, 3)
+    assert counts.sum(0).tolist() == [int((spikes.unit == i).sum()) for i in (4, 0, 2)]
+    assert not np.array_equal(counts, further(subject, animal, 10.0, 4))
 
 
 def test_without_recordings_there_is_one_line(capsys):

@@ -13,7 +13,7 @@ any of the pages, which are README.md, bench/README.md and bench/RESULTS.md.
     new-session, discrete                         new-session-*.json, steinmetz-*.json
     tried, gpu, latency, throughput, memory       tried-*.json, gpu-*.json, latency*.json and so on
     compare, sizes, plans, parity, floor          compare*.json, sizes*.json and so on
-    faults, swap, probes, sources, wheel, bwb     faults*.json and so on
+    faults, swap, viewers, blackbox, probes, sources, wheel, bwb     faults*.json and so on
 
 SET is the data set's name up to the next dash; several sets have a table each. Without results of
 `within`, its place shows accuracy-*.json, sessions trained alone. Pictures go below their tables:
@@ -62,6 +62,8 @@ OTHERS: dict[str, tuple[str, Callable[[Sequence[Result]], str]]] = {
     "faults": ("faults*.json", trust.faults_table),
     "attacks": ("attacks*.json", trust.attacks_table),
     "swap": ("swap*.json", trust.swap_table),
+    "viewers": ("viewers*.json", trust.viewers_table),
+    "blackbox": ("blackbox*.json", trust.blackbox_table),
     "probes": ("probes*.json", trust.probes_table),
     "sources": ("sources*.json", trust.sources_table),
     "raw": ("raw_path*.json", trust.raw_table),

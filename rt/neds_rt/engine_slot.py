@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from neds_rt import _core
 from neds_rt.bundle import Bundle
@@ -19,8 +19,12 @@ from neds_rt.errors import BadInput, EngineFailed, StartError
 from neds_rt.housekeeping import logger
 from neds_rt.models import ServedModel, history_bins
 from neds_rt.overdue import OverdueNotice
+from neds_rt.recording.changes import SERVES, encode_serves
 from neds_rt.swap import SHADOW_BINS, Swapper
 from neds_rt.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    from neds_rt.recording.flight import FlightRecorder
 
 MAX_SHADOW_BINS = 10_000
 
@@ -47,6 +51,7 @@ class EngineSlot:
         self.swaps = self._failovers = 0
         self.failovers: list[dict[str, Any]] = []
         self._news: deque[tuple[str, ...]] = deque()  # what is not logged yet
+        self.recorder: FlightRecorder | None = None  # is told what serves
         self._why = ""  # what a rehearsal that failed said
         self._control: ControlSocket | None = None
         self._watchdog: Watchdog | None = None
@@ -142,6 +147,7 @@ class EngineSlot:
             self._news.append(("model %s took over from %s at decode %s",
                                self.model.model_hash[:12], before.model_hash[:12],
                                str(self.pipeline.seq - 1)))
+            self._record(self.model.follower)
 
     def _failed_over(self) -> None:
         self._failovers = self.pipeline.failovers
@@ -153,10 +159,18 @@ class EngineSlot:
             why = str(EngineFailed(name, error))
         self.model.failed = True
         decode = self.pipeline.seq - 1
+        if self.model.standby_follower is not None:
+            self._record(self.model.standby_follower)
         self.failovers.append({"from": name, "to": self.engine.name, "why": why,
                                "model": self.model.model_hash, "decode": decode})
         self._news.append(("failed over from engine %s to %s at decode %s: %s", name,
                            self.engine.name, str(decode), why))
+
+    def _record(self, follower: _core.Follower) -> None:
+        """Put what serves now on the tape, ahead of its first decode, with how it came there."""
+        if self.recorder is not None:
+            self.recorder.event(SERVES, encode_serves(
+                self.model.model_hash, self.engine, follower.begun, self.pipeline.seq - 1))
 
     # Other threads.
 
@@ -187,7 +201,10 @@ class EngineSlot:
         if not 1 <= n <= MAX_SHADOW_BINS:
             raise BadInput("model", "--shadow-bins", n, f"1 to {MAX_SHADOW_BINS}")
         if request.command == "load":
-            return self.swapper.load(request.path, n)
+            report = self.swapper.load(request.path, n)
+            if self.recorder is not None:
+                self.recorder.keep_bundle(request.path, report["model"])
+            return report
         if request.command == "rollback":
             return self.swapper.rollback(n)
         model, previous = self.swapper.served, self.swapper.previous

@@ -29,6 +29,19 @@ def machine_facts() -> dict[str, Any]:
     }
 
 
+def gpu_words(target: str = "") -> str:
+    """Return "GPU" and what it is: its model where the system has one alone, else `target`."""
+    found = []
+    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        try:
+            text = path.read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            continue
+        found += [line.partition(":")[2].strip() for line in text.splitlines()
+                  if line.startswith("Model:")]
+    return ", ".join(filter(None, ("GPU", found[0] if len(found) == 1 else target)))
+
+
 def resident_bytes() -> int | None:
     """Return the memory this process holds in RAM, None where the system does not say."""
     try:

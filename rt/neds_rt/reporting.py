@@ -21,6 +21,7 @@ from neds_rt import _core
 from neds_rt.assemble import COUNTERS, REASONS
 from neds_rt.curve import LOCAL, Access
 from neds_rt.endpoints import bind
+from neds_rt.engines import device_of
 from neds_rt.errors import BadInput
 from neds_rt.health import gauges
 from neds_rt.housekeeping import logger
@@ -185,7 +186,8 @@ class StatusBoard:
         return Status(
             run=self._run, mono_ns=now, uptime_s=time.monotonic() - self._started,
             endpoint=server.endpoint, model=model.model_hash, engine=model.serving.name,
-            precision=model.serving.precision, bin_size_s=self._bin_size_s,
+            precision=model.serving.precision, device=_cut(device_of(model.serving)),
+            bin_size_s=self._bin_size_s,
             modalities=_modalities(model.manifest), bins=counters["bins"],
             decodes=server.latency.recorded, stale_decodes=reasons["stale"],
             valid=code == 0, reason=REASONS[code] if code >= 0 else "",
@@ -314,7 +316,8 @@ def _engines(slot: EngineSlot) -> FailoverStatus:
     model = slot.model
     standby = "" if model.failed or model.standby is None else model.standby.name
     why = _cut(slot.failovers[-1]["why"]) if slot.failovers else ""
-    return FailoverStatus(model.serving.name, standby, len(slot.failovers), slot.swaps, why)
+    return FailoverStatus(model.serving.name, standby, len(slot.failovers), slot.swaps, why,
+                          model.failed)
 
 
 def _cut(text: str) -> str:

@@ -71,6 +71,7 @@ class Server:
         self._source_reports: dict[str, dict[str, Any]] = {}
         self._sources: dict[Any, Source] = {}  # by what the poller calls them
         self.flight = FlightRecorder(config, bundle, engine) if config.record else None
+        self.slot.recorder = self.flight
         self._access = config.access()
         self._sink: Sink = open_sink(config.out, self._access)
         self.endpoint = self._sink.endpoint

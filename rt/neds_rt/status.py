@@ -113,13 +113,14 @@ class RecorderStatus(msgspec.Struct, frozen=True):
 
 
 class FailoverStatus(msgspec.Struct, frozen=True):
-    """Which engine steps and which one would take over."""
+    """Which engine steps and which one would take over; counts are since the server's start."""
 
     active: str
     standby: str = ""
     failovers: int = 0
     swaps: int = 0
-    note: str = ""
+    note: str = ""  # why the last fail-over
+    failed: bool = False  # whether it is the standby that steps
 
 
 class Status(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="status"):
@@ -160,6 +161,7 @@ class Status(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="s
     memory_ready_mb: float | None
     keep_warm: bool
     keep_warm_ticks: int
+    device: str = ""  # what the engine computes on, "" where it does not say
     clocks: str = ""  # what is known of those of several probes
     raster: RasterStatus | None = None
     drift: DriftStatus | None = None

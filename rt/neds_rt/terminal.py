@@ -4,20 +4,37 @@ from __future__ import annotations
 
 import time
 from threading import Event
+from typing import Self
 
 import msgspec
 from rich.align import Align
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from neds_rt.curve import LOCAL, Access
+from neds_rt.dashboard.feed import RecentDecodes
+from neds_rt.dashboard.history import SILENT_S, WINDOW_S, Snapshot
+from neds_rt.errors import BadInput
+from neds_rt.sparks import traces
 from neds_rt.status import Status
 from neds_rt.watching import LOST_S, StatusReader
-from neds_rt.words import STAGE_NAMES, probe_words, seconds, stage_row, trouble, verdict
+from neds_rt.words import (
+    STAGE_NAMES,
+    engine_rows,
+    probe_words,
+    seconds,
+    stage_row,
+    trouble,
+    verdict,
+)
 
 BLOCKS = " ▁▂▃▄▅▆▇█"
+AUTO, OFF = "auto", "off"
+MAX_COLUMNS, NAMES_COLUMNS = 100, 44  # of a curve; of names, values and frames beside it
 
 
 def as_json(status: Status) -> str:
@@ -26,7 +43,49 @@ def as_json(status: Status) -> str:
     return msgspec.json.encode(plain).decode()
 
 
-def watch(reader: StatusReader, console: Console, stop: Event) -> None:
+class Decodes:
+    """The decodes of the server that a status is of, followed when it moves."""
+
+    def __init__(self, endpoint: str, access: Access = LOCAL) -> None:
+        """Listen at `endpoint`, or where the status says for "auto", or nowhere for "off".
+
+        Raises `BadInput` for an endpoint that is none, or on another machine without keys.
+        """
+        self._endpoint, self._access = endpoint, access
+        self._recent: RecentDecodes | None = None
+        if endpoint not in (AUTO, OFF):
+            self._recent = RecentDecodes(endpoint, access)
+        self._refused = ""
+        self.note = ""  # why there are none
+
+    def shot(self, status: Status) -> Snapshot | None:
+        """Return the last seconds of decodes, None where there are none to be had."""
+        endpoint = status.endpoint if self._endpoint == AUTO else self._endpoint
+        if endpoint in (OFF, self._refused):
+            return None
+        if self._recent is None or self._recent.endpoint != endpoint:
+            self.close()
+            try:
+                self._recent = RecentDecodes(endpoint, self._access)
+            except BadInput as error:
+                self._refused, self.note = endpoint, f"{error} (--decodes)"
+                return None
+        return self._recent.history.snapshot(time.monotonic())
+
+    def close(self) -> None:
+        """Disconnect."""
+        if self._recent is not None:
+            self._recent.close()
+            self._recent = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def watch(reader: StatusReader, decodes: Decodes, console: Console, stop: Event) -> None:
     """Draw every status until told to stop."""
     status: Status | None = None
     heard = time.monotonic()
@@ -37,12 +96,34 @@ def watch(reader: StatusReader, console: Console, stop: Event) -> None:
             if new is not None:
                 status, heard = new, time.monotonic()
             if status is not None:
-                live.update(render(status, time.monotonic() - heard), refresh=True)
+                picture = render(status, time.monotonic() - heard, decodes.shot(status),
+                                 decodes.note, console.width)
+                live.update(picture, refresh=True)
 
 
-def render(status: Status, silent_s: float) -> RenderableType:
-    """Return one picture; `silent_s` is how long ago the status came."""
-    return Group(_banner(status, silent_s), _probes(status), _timing(status), _details(status))
+def render(
+    status: Status, silent_s: float, shot: Snapshot | None = None, note: str = "", width: int = 80
+) -> RenderableType:
+    """Return one picture; `silent_s` is how long ago the status came.
+
+    With decodes, or a `note` why there are none, it shows them, for `width` columns in all.
+    """
+    parts = [_banner(status, silent_s), _probes(status), _timing(status), _details(status)]
+    if shot is not None or note:
+        parts.insert(1, _traces(status, shot, note, width))
+    return Group(*parts)
+
+
+def _traces(status: Status, shot: Snapshot | None, note: str, width: int) -> Panel:
+    if shot is None:
+        return Panel(Text(note, style="yellow"), title="decodes", title_align="left")
+    columns = max(10, min(MAX_COLUMNS, width - NAMES_COLUMNS))
+    silent = shot.silent_s > SILENT_S
+    words = "no decodes" if silent or shot.last is None else shot.last.reason
+    good = not silent and shot.last is not None and shot.last.valid
+    return Panel(traces(shot, status.modalities, columns), title_align="left",
+                 title=f"decodes, last {seconds(WINDOW_S)}: {escape(words)}",
+                 border_style="none" if good else "red")
 
 
 def _banner(status: Status, silent_s: float) -> Panel:
@@ -123,8 +204,6 @@ def _details(status: Status) -> Panel:
         recorder = status.recorder
         text = f"{recorder.state}, {recorder.bytes / 1e6:.1f} MB, {recorder.path}"
         table.add_row(Text("recorder", style="dim"), Text(text))
-    if status.failover is not None:
-        text = f"{status.failover.active}, standby {status.failover.standby or 'none'}, " \
-               f"{status.failover.failovers} fail-overs, {status.failover.swaps} swaps"
-        table.add_row(Text("engines", style="dim"), Text(text))
+    for name, text, bad in engine_rows(status):
+        table.add_row(Text(name, style="dim"), Text(text, style="red" if bad else ""))
     return Panel(table, title="details", title_align="left")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Self
 
@@ -18,6 +18,7 @@ from neds_rt.errors import StartError
 from neds_rt.status import MAX_STATUS_BYTES, Status, decode_status
 
 DEFAULT_STATUS = "tcp://127.0.0.1:5581"
+TAKE_S = 0.2  # a thread that is to end waits no longer
 LOST_S = 1.0  # without a status for so long a server is not there any more
 
 
@@ -74,29 +75,21 @@ class StatusReader:
         self.close()
 
 
-class LatestStatus:
-    """Reads on a thread of its own, so that whoever asks has the newest status at once."""
+class Listener:
+    """Takes what comes on a thread of its own, so that whoever looks waits for nobody."""
 
-    def __init__(self, reader: StatusReader) -> None:
-        """Start to read; `reader` is closed with this."""
-        self._reader = reader
-        self._newest: tuple[Status, float] | None = None
+    def __init__(self, name: str, take: Callable[[], None], disconnect: Callable[[], None]) -> None:
+        """Start to call `take`, which waits `TAKE_S` at most; `disconnect` when it has ended."""
+        self._take, self._disconnect = take, disconnect
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="status", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
-
-    def get(self) -> tuple[Status | None, float]:
-        """Return the newest status and how many seconds ago it came; (None, inf) before any."""
-        newest = self._newest
-        if newest is None:
-            return None, float("inf")
-        return newest[0], time.monotonic() - newest[1]
 
     def close(self) -> None:
         """End the thread and disconnect."""
         self._stop.set()
         self._thread.join()
-        self._reader.close()
+        self._disconnect()
 
     def __enter__(self) -> Self:
         return self
@@ -106,9 +99,29 @@ class LatestStatus:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            status = self._reader.recv(0.2)
-            if status is not None:
-                self._newest = (status, time.monotonic())
+            self._take()
+
+
+class LatestStatus(Listener):
+    """The newest status of a server."""
+
+    def __init__(self, reader: StatusReader) -> None:
+        """Start to read; `reader` is closed with this."""
+        self._reader = reader
+        self._newest: tuple[Status, float] | None = None
+        super().__init__("status", self._next, reader.close)
+
+    def get(self) -> tuple[Status | None, float]:
+        """Return the newest status and how many seconds ago it came; (None, inf) before any."""
+        newest = self._newest
+        if newest is None:
+            return None, float("inf")
+        return newest[0], time.monotonic() - newest[1]
+
+    def _next(self) -> None:
+        status = self._reader.recv(TAKE_S)
+        if status is not None:
+            self._newest = (status, time.monotonic())
 
 
 @contextmanager

@@ -19,6 +19,23 @@ def verdict(valid: bool, reason: str) -> str:
     return f"DECODES NOT VALID: {reason or 'none so far'}"
 
 
+def engine_rows(status: Status) -> list[tuple[str, str, bool]]:
+    """Return what decodes: a name, words for it, and whether it is as it should not be."""
+    rows = [("engine", f"{status.engine}, {status.precision}", False),
+            ("device", status.device or "not told", False),
+            ("model", status.model[:12], False)]
+    spare = status.failover
+    if spare is None:
+        return rows
+    if spare.failed:
+        state = f"FAILED OVER to {spare.active}: {spare.note}"
+    else:
+        state = f"standby {spare.standby} is ready" if spare.standby else "no standby"
+    count = f", {spare.failovers} so far" if spare.failovers else ""
+    return [*rows, ("fail-over", state + count, spare.failed),
+            ("swaps so far", str(spare.swaps), False)]
+
+
 def microseconds(value: float) -> str:
     """Return a time in the unit that keeps it short: 84 µs, 1.25 ms, 2.1 s."""
     if value < 1000:

@@ -43,6 +43,8 @@ void bind_slot(nb::module_& m) {
       .def("follow", &Follower::follow, "most"_a = std::numeric_limits<std::size_t>::max(),
            nb::call_guard<nb::gil_scoped_release>())
       .def("restart", &Follower::restart)
+      .def("begin_at", &Follower::begin_at, "index"_a)
+      .def_prop_ro("begun", &Follower::begun)
       .def_prop_ro("finite", &Follower::finite)
       .def_prop_ro("behind", &Follower::behind)
       .def_prop_ro("starts", &Follower::starts);

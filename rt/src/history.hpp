@@ -120,6 +120,8 @@ class Follower {
   std::uint64_t behind() const noexcept { return history_.end() - next_; }
   // How often it began at the oldest entry: once, unless it fell behind by more than the history.
   std::int64_t starts() const noexcept { return starts_; }
+  // The entry that it began at, the last time.
+  std::uint64_t begun() const noexcept { return begun_; }
   // Of the last entry, null when it was no bin.
   const float* outputs() const noexcept { return outputs_; }
   bool finite() const noexcept {
@@ -133,14 +135,20 @@ class Follower {
     next_ = 0;
   }
 
+  // Begins at an entry that is kept, as another follower did that is to be followed to the bit.
+  void begin_at(std::uint64_t index) {
+    if (index >= history_.end()) throw std::out_of_range("no such entry yet");
+    begin(index);
+  }
+
   // Goes through `most` entries at most and returns their number; what the engine throws passes.
   std::size_t follow(std::size_t most) {
     std::size_t done = 0;
-    if (!started_) begin();
+    if (!started_) begin(history_.first());
     while (done < most && next_ < history_.end()) {
       History::Entry entry;
       if (!history_.read(next_, entry, counts_)) {
-        begin();
+        begin(history_.first());
         continue;
       }
       if (fresh_ && entry.position > 0) stepper_.skip(entry.position);  // to where it counts on
@@ -153,8 +161,8 @@ class Follower {
   }
 
  private:
-  void begin() {
-    next_ = history_.first();
+  void begin(std::uint64_t index) {
+    next_ = begun_ = index;
     started_ = fresh_ = true;
     ++starts_;
     outputs_ = nullptr;
@@ -176,7 +184,7 @@ class Follower {
   std::uint16_t* counts_;
   std::size_t n_outputs_;
   const float* outputs_ = nullptr;
-  std::uint64_t next_ = 0;
+  std::uint64_t next_ = 0, begun_ = 0;
   std::int64_t starts_ = 0;
   bool started_ = false, fresh_ = false;
 };

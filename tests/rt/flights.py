@@ -9,10 +9,9 @@ from neds_rt.bundle import read_bundle
 from neds_rt.config import ServeConfig
 from neds_rt.engines import load_engine
 from neds_rt.recording import flight as flights
+from neds_rt.recording import verdict
 from neds_rt.recording.header import open_recording
-from neds_rt.recording.replay_engine import replay_engine, tolerance_for
 from neds_rt.recording.tape import Hole, TapeReader
-from neds_rt.recording.verify import Verification
 from tests.rt.serving import SHAPE, wait_for
 
 
@@ -63,13 +62,9 @@ def read(path):
     return [r for r in items if not isinstance(r, Hole)], reader.holes, reader
 
 
-def verify(path, engine=None, tolerance=None):
+def verify(path, engine=None, tolerance=None, bundles=()):
     """The report of `neds-rt replay PATH --verify`."""
-    recording = open_recording(path)
-    bundle = read_bundle(path / "model.neds")
-    made = replay_engine(recording.header, bundle, engine)
-    return Verification(recording, bundle, made,
-                        tolerance_for(recording.header, made, tolerance)).run()
+    return verdict.verify(path, None, engine, tolerance, [str(bundle) for bundle in bundles])
 
 
 def chunk(recording_id, sequence, body, records=1, inputs=1):

@@ -151,18 +151,31 @@ def test_a_probe_shows_the_trouble_of_its_source_and_no_normal_work():
     status = status_of(probes=[probe])
     assert "lost_messages 1,234" in cards.probes(status, 0.1)
     assert "10,000" not in cards.probes(status, 0.1)
-    assert '<span class=bad>a: lost_messages 1,234</span>' in cards.device(status, 0)
+    assert '<span class=bad>a: lost_messages 1,234</span>' in cards.server(status, 0)
 
 
 def test_html_in_anything_a_server_says_is_only_text():
     status = status_of(
-        engine=ODD, precision=ODD, model=ODD, endpoint=ODD, reason=ODD, valid=False,
+        engine=ODD, precision=ODD, device=ODD, model=ODD, endpoint=ODD, reason=ODD, valid=False,
         counters={ODD: 3}, reasons={ODD: 3}, clocks=ODD,
         probes=[ProbeStatus(ODD, ODD, 1, ODD, ODD, counters={ODD: 1}, trouble=[ODD])],
         recorder=RecorderStatus(ODD, ODD), failover=FailoverStatus(ODD, ODD, 1, 1, ODD))
     shot = history_of([ODD]).snapshot(100.01)
     shot.decodes[-1] = decode(9, ODD, session=ODD)
     pages = [cards.banner(shot, status, 0.1)[0], cards.figures(status, 0.1),
-             cards.probes(status, 0.1), cards.stages(status), cards.device(status, 2)]
+             cards.probes(status, 0.1), cards.stages(status), cards.engine(status),
+             cards.server(status, 2)]
     assert not any("<img" in page for page in pages)
-    assert sum("&lt;img" in page for page in pages) == 3
+    assert sum("&lt;img" in page for page in pages) == 4
+
+
+def test_the_engine_has_a_card_of_its_own():
+    ready = FailoverStatus("cuda", "native", 0, 2)
+    html = cards.engine(status_of(device="GPU, sm90", engine="cuda", failover=ready))
+    for words in ("cuda, float32", "GPU, sm90", "ab" * 6, "standby native is ready", ">2<"):
+        assert words in html
+    assert "class=bad" not in html
+    failed = FailoverStatus("native", "", 1, 2, "the GPU is gone", True)
+    html = cards.engine(status_of(failover=failed))
+    assert "<span class=bad>FAILED OVER to native: the GPU is gone" in html
+    assert "no status so far" in cards.engine(None)

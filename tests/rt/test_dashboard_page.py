@@ -156,6 +156,13 @@ def test_page_plots_what_is_decoded(rig, page):
         assert page.foreign == []
 
 
+def test_page_tells_what_decodes_and_on_what(rig, page):
+    page.wait_for(lambda: "swaps so far" in page.read()["text"])
+    text = page.read()["text"]
+    for words in ("native, float32", "CPU, ", "no standby"):
+        assert words in text
+
+
 def test_a_silent_probe_is_red(rig, page):
     silent = page.tab.locator(".probe.silent")
     assert silent.count() == 0

@@ -122,6 +122,25 @@ def test_what_fell_behind_the_ring_begins_anew_and_is_right(bundle):
     np.testing.assert_array_equal(last(engine), live.outputs)
 
 
+def test_where_another_began_it_is_the_same_to_the_bit(bundle):
+    live = Live(bundle, 200)
+    live.reset()
+    live.bins(150)
+    ours, first = live.follower()
+    live.bins(60)
+    first.follow()
+    assert first.begun > 0
+    live.bins(10)
+    theirs, second = live.follower()
+    with pytest.raises(IndexError, match="no such entry yet"):
+        second.begin_at(live.history.end)
+    second.begin_at(first.begun)
+    assert second.begun == first.begun < live.history.end
+    first.follow()
+    second.follow()
+    np.testing.assert_array_equal(last(ours), last(theirs))
+
+
 def test_restart_begins_anew(bundle):
     live = Live(bundle, 200)
     live.reset()

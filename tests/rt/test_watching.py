@@ -56,6 +56,8 @@ def test_status_tells_what_the_server_does(watched):
     assert first.counters["frames"] >= 2 * first.bins
     assert first.stages["service_us"].recent.max <= first.stages["service_us"].all.max
     assert sum(first.service.all) == first.stages["service_us"].count == first.decodes
+    assert first.device.startswith("CPU, ")
+    assert (first.failover.failed, first.failover.swaps) == (False, 0)
     assert [p.name for p in first.probes] == ["a", "b"]
     assert {p.state for p in first.probes} == {"live"}
     assert 0 <= first.sample_age_s < 5

@@ -61,10 +61,12 @@ def outputs_table(found: Sequence[Mapping[str, Any]]) -> str:
 def swap_table(results: Sequence[Result]) -> str:
     """Swaps and fail-overs."""
     head = ["while decoding", "changes", "decodes", "missed", "of the wrong model", "largest error",
-            "later than a bin, around the change", "elsewhere"]
+            "later than a bin, around the change", "elsewhere", "fail-overs told",
+            "late at one, most", "late and untold"]
     rows = [head]
     for result in results:
-        for name, words in (("swaps", "models swapped"), ("failovers", "engines killed")):
+        for name, words in (("swaps", "models swapped"), ("failovers", "engines killed"),
+                            ("slow", "engines too slow")):
             part: Any = result.get(name)
             if part:
                 changes = part.get("asked", part.get("killed"))
@@ -72,8 +74,66 @@ def swap_table(results: Sequence[Result]) -> str:
                     words, str(changes), str(part["decodes"]), str(part["missed"]),
                     str(part["wrong_model"]), f"{part['largest_error']:.1e}",
                     str(part["late"]["around the change"]), str(part["late"]["elsewhere"]),
+                    *(str(part.get(key, NONE)) for key in ("reported", "late_at_one_failure",
+                                                           "late_unreported")),
                 ])
     return markdown(rows)
+
+
+def within(found: Mapping[str, float] | None) -> str:
+    """The median over the rounds and what it is within at 95 %."""
+    if not found:
+        return NONE
+    return f"{found['median']:.2f} ({found['low']:.2f} to {found['high']:.2f})"
+
+
+def viewers_table(results: Sequence[Result]) -> str:
+    """What those who look on cost a server."""
+    rows = [["the server", "service, µs", "median, as a multiple", "p99, as a multiple",
+             "bins lost"]]
+    told = ""
+    for result in results:
+        for row in result["engines"]:
+            ratio = row["to_off_by_round"]
+            rows.append([VIEWED.get(row["name"], row["name"]), three(row["service_us"]),
+                         *(NONE if row["name"] == "off" else within(ratio.get(key))
+                           for key in ("p50", "p99")), str(row["lost"])])
+        told = (f"Service as p50 / p99 / p99.9 of {result['bins']} bins, "
+                f"{result['bins_per_second']:g} a second; multiples of that of the first server in "
+                f"the same round, the median of {result['rounds']} (within, at 95 %).\n\n")
+    return told + markdown(rows)
+
+
+VIEWED = {"off": "publishes no state", "unwatched": "does, and nobody looks",
+          "watched": "`top` and `dashboard` look", "viewer stalled": "both of them stopped",
+          "subscriber stalled": "a stopped `sink`"}
+
+
+def blackbox_table(results: Sequence[Result]) -> str:
+    """What the flight recorder costs, and what a kill takes of a recording."""
+    rows = [["the disk", "service, µs", "median, as a multiple", "p99, as a multiple",
+             "bins lost", "decodes of the recording", "of them different"]]
+    told = ""
+    for result in results:
+        for name, row in result["servers"].items():
+            ratio = result["to_off_by_round"].get(name, {})
+            found = result["verified"].get(name)
+            rows.append([DISKS.get(name, name), three(row["service_us"]),
+                         *(within(ratio.get(key)) for key in ("p50", "p99")), str(row["lost"]),
+                         *((NONE, NONE) if found is None else
+                           (str(found["decodes"]), str(found["different"])))])
+        kills, lost = result["kills"], result["kill_lost_ms"]
+        told = ("Multiples are of the service without a recorder in the same round, the median of "
+                f"{result['rounds']} (within, at 95 %).")
+        if kills:
+            told += (f" Of {len(kills)} servers killed, {sum(k['reopened'] for k in kills)} "
+                     f"recordings opened, with {sum(k['different'] for k in kills)} decodes "
+                     f"different; {three(lost, 1)} ms were lost (p50 / p99 / max).")
+    return f"{told}\n\n{markdown(rows)}"
+
+
+DISKS = {"off": "none: nothing is recorded", "on": "as it is", "stalled": "stands still",
+         "full": "full half way"}
 
 
 def probes_table(results: Sequence[Result]) -> str:

@@ -4,7 +4,8 @@ Binds the URI, waits for a subscriber (`neds-rt serve`), then sends the session'
 each at the time its last sample was recorded, divided by the speed. Nothing is dropped: at
 `--speed max` the player waits for the subscriber instead. RECORDING is a folder of `neds-rt serve
 --record`: its spikes are played likewise. With --verify nothing is played live: the recording goes
-through the same pipeline again and every decode is compared; exit code 4 if one differs.
+through the same pipeline again, with the models and engines that took over, and every decode is
+compared; exit code 4 if one differs.
 
     neds-rt replay SESSION.h5 --to zmq+tcp://127.0.0.1:5570
     neds-rt replay SESSION.h5 --to zmq+tcp://127.0.0.1:5570 --speed max --from 80% --model X.neds
@@ -33,6 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="replay a RECORDING offline and compare every decode")
     parser.add_argument("--engine", metavar="NAME[:PRECISION]",
                         help="with --verify: by another engine than was recorded")
+    parser.add_argument("--bundle", action="append", metavar="BUNDLE",
+                        help="with --verify: one that was swapped in, if the recording has no "
+                        "copy of it; may be given several times")
     parser.add_argument("--tolerance", type=float, metavar="T",
                         help="with --verify: accept errors up to T * (1 + |value|) (default: 0 for "
                         "the recorded CPU engine and instruction set, else by precision)")
@@ -74,10 +78,12 @@ def run(args: argparse.Namespace) -> int:
     from neds_rt.sources.replay import blocks, read_recording
 
     if args.verify:
-        from neds_rt.recording.verify import run_verify
+        from neds_rt.recording.verdict import run_verify
 
-        return run_verify(Path(args.session), args.model, args.engine, args.tolerance, args.json)
-    for option, value in (("--engine", args.engine), ("--tolerance", args.tolerance)):
+        return run_verify(Path(args.session), args.model, args.engine, args.tolerance, args.json,
+                          args.bundle or ())
+    for option, value in (("--engine", args.engine), ("--tolerance", args.tolerance),
+                          ("--bundle", args.bundle)):
         if value is not None:
             raise BadInput(option, "option", "given", "--verify with it")
     speed = _speed(args.speed)

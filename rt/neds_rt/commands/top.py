@@ -1,7 +1,8 @@
 """Watch a running server in the terminal, also over ssh.
 
-Shows whether decodes may be believed, every probe, latency of every stage, deadlines, gaps and the
-engine, eight times a second. Reads what `neds-rt serve` publishes on --status; ends with Ctrl-C.
+Shows whether decodes may be believed, their last seconds as a small curve each, red where they may
+not, every probe, latency of every stage, deadlines, gaps and the engine, eight times a second.
+Reads what `neds-rt serve` publishes on --status and --out; ends with Ctrl-C.
 
     neds-rt top
     neds-rt top --once --json
@@ -19,6 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("--status", default=DEFAULT_STATUS, metavar="ENDPOINT",
                         help="the server's --status (default %(default)s)")
+    parser.add_argument("--decodes", default="auto", metavar="ENDPOINT",
+                        help="the server's --out: auto for where the status says, or off "
+                             "(default %(default)s)")
     parser.add_argument("--once", action="store_true", help="show one status and end")
     parser.add_argument("--json", action="store_true",
                         help="print every status as one JSON object a line, without the raster")
@@ -34,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
 
     from neds_rt.access_options import access_of
     from neds_rt.errors import BadInput
-    from neds_rt.terminal import as_json, render, watch
+    from neds_rt.terminal import Decodes, as_json, render, watch
     from neds_rt.watching import StatusReader, until_signal
 
     if not 0 < args.timeout < float("inf"):
@@ -49,7 +53,8 @@ def run(args: argparse.Namespace) -> int:
             return 0
         with until_signal() as stop:
             if not args.json:
-                watch(reader, Console(), stop)
+                with Decodes(args.decodes, access_of(args)) as decodes:
+                    watch(reader, decodes, Console(), stop)
             while not stop.is_set():
                 status_now = reader.recv(0.5)
                 if status_now is not None:

@@ -13,6 +13,7 @@ from neds_rt.status import ProbeStatus, Status
 from neds_rt.watching import LOST_S
 from neds_rt.words import (
     STAGE_NAMES,
+    engine_rows,
     probe_trouble,
     probe_words,
     seconds,
@@ -113,18 +114,19 @@ def stages(status: Status | None) -> str:
                  f"<table><tr><th>stage</th>{heads}</tr>{''.join(rows)}</table>")
 
 
-def device(status: Status | None, missed_here: int) -> str:
-    """Return what is known of engine, machine, recorder and trouble."""
+def engine(status: Status | None) -> str:
+    """Return what decodes, on what, and whether something took over from it."""
     if status is None:
-        return _card("engine and trouble", '<div class="list dim">no status so far</div>')
-    lines = [("engine", f"{status.engine}, {status.precision}", False),
-             ("bin", f"{status.bin_size_s * 1e3:g} ms, stale after {seconds(status.stale_s)}",
+        return _card("engine", '<div class="list dim">no status so far</div>')
+    return _card("engine", _list(engine_rows(status)))
+
+
+def server(status: Status | None, missed_here: int) -> str:
+    """Return what is known of the server's memory, recorder and trouble."""
+    if status is None:
+        return _card("server and trouble", '<div class="list dim">no status so far</div>')
+    lines = [("bin", f"{status.bin_size_s * 1e3:g} ms, stale after {seconds(status.stale_s)}",
               False)]
-    if status.failover is not None:
-        spare = status.failover
-        text = f"{spare.active}, standby {spare.standby or 'none'}, {spare.swaps} swaps" + (
-            f", {spare.failovers} fail-overs" if spare.failovers else "")
-        lines.append(("engines", text, spare.failovers > 0))
     if status.memory_mb is not None:
         grown = status.memory_mb - (status.memory_ready_mb or status.memory_mb)
         lines.append(("memory", f"{status.memory_mb:.1f} MB, {grown:+.1f} MB since start", False))
@@ -139,11 +141,16 @@ def device(status: Status | None, missed_here: int) -> str:
     found = trouble(status) | ({"lost on the way to this page": missed_here} if missed_here else {})
     odd = ", ".join(f"{name} {n:,}" for name, n in found.items())
     lines.append(("trouble", odd or "none", bool(odd)))
+    return _card("server and trouble", _list(lines))
+
+
+def _list(lines: list[tuple[str, str, bool]]) -> str:
+    """Name and words a line, in red where they are bad."""
     body = "".join(
         f'<div><span class="dim">{escape(name)}</span> '
         f'<span{" class=bad" if bad else ""}>{escape(text)}</span></div>'
         for name, text, bad in lines)
-    return _card("engine and trouble", f'<div class="list">{body}</div>')
+    return f'<div class="list">{body}</div>'
 
 
 def _probe(probe: ProbeStatus, age_s: float, silent_s: float) -> str:

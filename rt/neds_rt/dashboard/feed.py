@@ -1,8 +1,7 @@
-"""Listens to a server's decodes and status on threads of its own, into a history to plot."""
+"""Listens to a server's decodes and status, for whoever draws them."""
 
 from __future__ import annotations
 
-import threading
 import time
 from typing import Self
 
@@ -10,7 +9,30 @@ from neds_rt.client import Client
 from neds_rt.curve import LOCAL, Access
 from neds_rt.dashboard.history import History
 from neds_rt.status import Status
-from neds_rt.watching import LatestStatus, StatusReader
+from neds_rt.watching import TAKE_S, LatestStatus, Listener, StatusReader
+
+
+class RecentDecodes(Listener):
+    """The last seconds of a server's decodes, in `history`."""
+
+    def __init__(self, endpoint: str, access: Access = LOCAL) -> None:
+        """Connect to a server's `--out`, which need not be there yet; raises `BadInput`."""
+        self.history = History()
+        self.endpoint = endpoint
+        self._client = Client(endpoint, access=access)
+        super().__init__("decodes", self._next, self._client.close)
+
+    @property
+    def missed(self) -> int:
+        """Decodes that were lost on the way here, by their numbers."""
+        return self._client.missed
+
+    def _next(self) -> None:
+        try:
+            decode = self._client.recv(TAKE_S)
+        except TimeoutError:
+            return
+        self.history.add(decode, time.monotonic())
 
 
 class Feed:
@@ -18,18 +40,17 @@ class Feed:
 
     def __init__(self, decodes: str, status: str, access: Access = LOCAL) -> None:
         """Connect to both, which need not be there yet; raises `BadInput`."""
-        self.decodes_endpoint, self.status_endpoint = decodes, status
-        self.history = History()
-        reader = StatusReader(status, access)
+        self._decodes = RecentDecodes(decodes, access)
         try:
-            self._client = Client(decodes, access=access)
+            self._latest = LatestStatus(StatusReader(status, access))
         except BaseException:
-            reader.close()
+            self._decodes.close()
             raise
-        self._latest = LatestStatus(reader)
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="decodes", daemon=True)
-        self._thread.start()
+
+    @property
+    def history(self) -> History:
+        """The decodes to plot."""
+        return self._decodes.history
 
     def status(self) -> tuple[Status | None, float]:
         """Return the newest status and its age in seconds."""
@@ -38,13 +59,11 @@ class Feed:
     @property
     def missed(self) -> int:
         """Decodes that this viewer lost, by their numbers."""
-        return self._client.missed
+        return self._decodes.missed
 
     def close(self) -> None:
         """End the threads and disconnect."""
-        self._stop.set()
-        self._thread.join()
-        self._client.close()
+        self._decodes.close()
         self._latest.close()
 
     def __enter__(self) -> Self:
@@ -52,11 +71,3 @@ class Feed:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            try:
-                decode = self._client.recv(0.2)
-            except TimeoutError:
-                continue
-            self.history.add(decode, time.monotonic())

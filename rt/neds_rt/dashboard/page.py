@@ -38,12 +38,12 @@ class Page:
         self._timing: Timing | None = None
         self._latency = Latency(205)
         self._texts = {name: _text(name) for name in (
-            "banner", "figures", "probes", "stages", "device")}
+            "banner", "figures", "probes", "stages", "engine", "server")}
         texts = self._texts
         self._left = column(sizing_mode="stretch_width", spacing=8)
         right = column(
             texts["figures"], texts["probes"], self._latency.figure, texts["stages"],
-            texts["device"], width=500, spacing=8)
+            texts["engine"], texts["server"], width=500, spacing=8)
         doc.add_root(column(
             texts["banner"], row(self._left, right, sizing_mode="stretch_width", spacing=10),
             sizing_mode="stretch_width", spacing=10, margin=(10, 14, 10, 14)))
@@ -85,7 +85,8 @@ class Page:
             self._slow_due = time.monotonic() + SLOW_S
             self._say("figures", cards.figures(status, age_s, shot.drift))
             self._say("stages", cards.stages(status))
-            self._say("device", cards.device(status, self._feed.missed))
+            self._say("engine", cards.engine(status))
+            self._say("server", cards.server(status, self._feed.missed))
         if status is None:
             return
         if status.modalities != self._modalities:

@@ -33,6 +33,7 @@ class Engine(Protocol):
     weights are stored in; the first is its default. Nothing is allocated in `step` after
     construction where the implementation allows it. Outputs are laid out as `Manifest.modalities`
     lists them: continuous in behaviour units, circular as (cos, sin), categorical as probabilities.
+    What it computes on may be told to people by a further attribute, `device`.
     """
 
     name: str
@@ -64,6 +65,11 @@ class Engine(Protocol):
 
     def warm(self) -> None:
         """Run a step on scratch state, leaving the stream's state as it is."""
+
+
+def device_of(engine: Engine) -> str:
+    """Return what an engine says it computes on, "" where it does not."""
+    return str(getattr(engine, "device", ""))
 
 
 # Ways to write a precision, and the one that each stands for.

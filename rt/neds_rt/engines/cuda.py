@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from neds_rt.bundle import Bundle
 from neds_rt.errors import BadInput, StartError
+from neds_rt.machine import gpu_words
 
 
 def cuda_module() -> Any:
@@ -68,6 +69,7 @@ class CudaEngine:
     def __init__(self, bundle: Bundle, precision: str = "float32", **options: Any) -> None:
         self.precision = precision
         self.core = build_cuda_step(bundle, precision=precision, **options)
+        self.device = gpu_words()
         self.n_units = int(self.core.n_units)
         self.n_outputs = int(self.core.n_outputs)
         self._outputs: NDArray[np.float32] = self.core.outputs

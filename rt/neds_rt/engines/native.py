@@ -62,6 +62,7 @@ class NativeEngine:
         except ValueError as error:
             raise BadInput(bundle.where, "model", error, "sizes and tensors that fit") from None
         self.isa = self.core.isa
+        self.device = f"CPU, {self.isa}"
         self.n_units = self.core.n_units
         self.n_outputs = self.core.n_outputs
         self._outputs = self.core.outputs

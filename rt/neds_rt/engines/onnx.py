@@ -25,6 +25,7 @@ class OnnxEngine:
 
     name = "onnx"
     precisions = ("float32",)
+    device = "CPU"
 
     def __init__(self, bundle: Bundle, precision: str = "float32") -> None:
         self.precision = precision

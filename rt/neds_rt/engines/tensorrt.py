@@ -18,6 +18,7 @@ from neds_rt.engines.cuda_runtime import ALIGNMENT, Device, DeviceError, aligned
 from neds_rt.engines.lost_bins import LostBins
 from neds_rt.engines.plan_loader import Execution, choose_plan
 from neds_rt.engines.step_inputs import StepInputs, check_counts, step_sizes
+from neds_rt.machine import gpu_words
 from neds_rt.manifest import Manifest
 
 ANSWER_LIMIT_S = 2.0  # a bin that takes longer has lost its GPU
@@ -45,6 +46,7 @@ class PlanEngine:
         self.n_outputs = sum(modality.n_outputs for modality in manifest.modalities)
         self._outputs = np.zeros(self.n_outputs, np.float32)
         self._device = Device()
+        self.device = gpu_words(self._device.target)
         plan = choose_plan(bundle, self.product, self.form, SHORT[precision], self._device.target)
         self._execution = Execution(self.product, plan, self._device.alloc)
         self._unbound = dict(self._execution.sizes)

@@ -1,8 +1,9 @@
 """The sender process of `neds-rt bench`: one probe socket a server, frames on an absolute schedule.
 
 Takes orders as JSON lines on standard input, `{"target": i, "bins": n, "speed": x}`, and answers
-each with two lines: when the schedule starts, and what was sent. A frame covers one bin. `speed` 0
-sends the bins at once. Bins count on per target, so a server never sees a gap between orders.
+each with two lines: when the schedule starts, and what was sent; with `"each": true` also by how
+many microseconds each bin was sent late. A frame covers one bin. `speed` 0 sends the bins at once.
+Bins count on per target, so a server never sees a gap between orders.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ def main() -> int:
         blocks = bin_blocks(pool, first, n, args.fs, args.bin_size)
         played = player.play(blocks, speed, start_ns=start_ns)
         next_bin[target] += n
-        print(json.dumps(played.summary()), flush=True)
+        each = {"late_us_each": played.late_us.tolist()} if order.get("each") else {}
+        print(json.dumps(played.summary() | each), flush=True)
     for player in players:
         player.close(flush=False)
     return 0

@@ -5,6 +5,8 @@
                         assembler's rules (`streams.py`).
 `neds-rt serve --record` a server's flight recorder: all that went in and came out, to be shown and
                         replayed afterwards. `flight.py` starts one, `header.py` is what it says of
-                        itself, `tape.py` reads one; `verify.py` and `compare.py` replay it through
-                        the same pipeline, `tape_session.py` plays its spikes again as a live probe.
+                        itself, `tape.py` reads one, `changes.py` what it says of swaps and
+                        fail-overs; `verdict.py`, `verify.py`, `succession.py` and `compare.py`
+                        replay it through the same pipeline, `tape_session.py` plays its spikes
+                        again as a live probe.
 """

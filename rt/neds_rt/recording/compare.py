@@ -20,8 +20,13 @@ _any = msgspec.msgpack.Decoder()
 
 def message_seq(message: bytes) -> int:
     """Return the sequence number of a decode message."""
-    seq: int = _any.decode(_raw.decode(message)["seq"])
+    seq: int = message_field(message, "seq")
     return seq
+
+
+def message_field(message: bytes, name: str) -> Any:
+    """Return one field of a decode message."""
+    return _any.decode(_raw.decode(message)[name])
 
 
 def differing(

@@ -23,6 +23,7 @@ from neds_rt.bundle import MANIFEST
 from neds_rt.errors import BadInput, StartError
 from neds_rt.housekeeping import logger
 from neds_rt.manifest import parse_manifest
+from neds_rt.recording.changes import kept_path
 from neds_rt.recording.header import HEADER, MODEL, TAPE, make_header
 
 if TYPE_CHECKING:
@@ -92,6 +93,26 @@ class FlightRecorder:
         """
         if self._tape is not None:
             self._tape.event(kind, data)
+
+    def keep_bundle(self, path: str, model_hash: str) -> None:
+        """Copy a bundle that was swapped in into the recording; a warning where that fails.
+
+        For the thread that brought it in, when it serves. A replay looks at the copy's hash.
+        """
+        kept = kept_path(self.path, model_hash)
+        if self._tape is None or model_hash == self._bundle.manifest.model_hash or kept.exists():
+            return
+        staged = kept.with_suffix(".part")
+        try:
+            kept.parent.mkdir(exist_ok=True)
+            if Path(path).is_dir():
+                shutil.copytree(path, staged)
+            else:
+                shutil.copyfile(path, staged)
+            os.replace(staged, kept)
+        except OSError as error:
+            logger.warning("%s: no copy of %s: %s; a replay needs it by --bundle", self.name, path,
+                           error.strerror or error)
 
     @property
     def counters(self) -> dict[str, int]:
