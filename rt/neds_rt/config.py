@@ -46,6 +46,7 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     record_sync: float = 1.0  # seconds of it that a power cut may take
     record_reserve_mb: int = 256  # recording ends when the disk has less free
     trust: str = ""  # public keys, one of which must have signed the bundle
+    trust_plans: bool = False  # load plans of a bundle that nobody in `trust` has signed
     curve_key: str = ""  # file of this side's secret key
     curve_allow: str = ""  # public keys let in at what is bound
     curve_server: str | dict[str, str] = ""  # public key of what is connected to, or by probe
