@@ -11,6 +11,7 @@ from neds_rt.bundle import ModalityOut, Shape, make_bundle, random_bundle
 from neds_rt.cli import main
 from neds_rt.config import MAX_PROBES, MAX_TEXT, ServeConfig, load_config
 from neds_rt.errors import BadInput
+from neds_rt.recording.header import open_recording
 from neds_rt.small_files import MAX_TEXT_BYTES, read_small
 from neds_rt.sources import units
 from neds_rt.templates import decode_templates, make_templates, read_templates
@@ -196,3 +197,39 @@ class TestTemplates:
             correlation[5, 3] += 0.5
         with pytest.raises(BadInput, match="tensor 'correlation': found no covariance"):
             self.changed(correlation=correlation)
+
+
+class TestSockets:
+    def test_a_block_that_would_take_a_gigabyte_is_refused(self):
+        """One small message tells of channel 4095, the next one of 65536 samples."""
+        from neds_rt.sources import oe_raw
+        from tools import fuzz_seeds
+        from tools.fuzz_targets import _collectors, cut
+
+        _collectors.cache_clear()
+        collector = _collectors()[1]
+        channel = oe_raw.MAX_CHANNELS - 1
+        n = oe_raw.MAX_VALUES // oe_raw.MAX_CHANNELS
+        for sample, size in ((0, 1), (1, n + 1), (1, n)):
+            message = fuzz_seeds.raw_message(channel, sample, [0.0], num_samples=size)
+            envelope, header, _ = cut(message, 3)
+            collector._take([envelope, header, bytes(4 * size)], None)
+        assert collector._counters["bad_range"] == 1
+        assert collector._microvolts.shape == (oe_raw.MAX_CHANNELS, n)
+        _collectors.cache_clear()
+
+
+class TestRecordings:
+    @pytest.mark.parametrize("change", [{"open_bins": 1 << 40}, {"probe": {}}, {"overruns": 0},
+                                        {"clock_jump": 1e300}])
+    def test_options_that_no_server_took_are_refused(self, tmp_path, change):
+        from tools.fuzz_seeds import recordings
+
+        data = msgspec.json.decode(recordings()[0])
+        (tmp_path / "recording.json").write_bytes(msgspec.json.encode(data))
+        assert open_recording(tmp_path).header.config.open_bins == 512
+        data["config"] |= change
+        (tmp_path / "recording.json").write_bytes(msgspec.json.encode(data))
+        with pytest.raises(BadInput) as error:
+            open_recording(tmp_path)
+        assert one_line(error).startswith(f"{tmp_path}/recording.json: config: found serve: --")
