@@ -47,7 +47,7 @@ class AllowList:
         self._read = found
         try:
             now = allowed_keys(self.path)
-        except (BadInput, OSError) as error:
+        except (BadInput, OSError, ValueError) as error:
             logger.warning("the list of keys stays as it was: %s", error)
             return None
         if now == self.keys:

@@ -87,7 +87,7 @@ def parse_servers(values: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for value in values:
         name, text = "", value
-        if not _Z85.fullmatch(value.encode()) and not Path(value).exists():
+        if not _Z85.fullmatch(os.fsencode(value)) and not Path(value).exists():
             name, equals, text = value.partition("=")
             if not equals:
                 name, text = "", value
@@ -160,8 +160,9 @@ def derived_public(secret: bytes) -> bytes:
 
 def read_public(text: str) -> bytes:
     """Return a public key, given itself or as the name of its file. Raises `BadInput`."""
-    if _Z85.fullmatch(text.encode()) and not Path(text).exists():
-        return text.encode()
+    given = os.fsencode(text)  # a file's name may be no text
+    if _Z85.fullmatch(given) and not Path(text).exists():
+        return given
     found = _fields(read_key_file(text))
     if "public-key" not in found:
         raise BadInput(text, "public-key", "none", "a NAME.key file (neds-rt keygen)")

@@ -4,6 +4,7 @@ import contextlib
 import os
 import socket
 import subprocess
+import sys
 import time
 
 import pytest
@@ -110,6 +111,10 @@ class TestList:
         assert made.keys == public(keys, "ann", "bob")
         (folder / "ann.key").unlink()
         assert settle(made) == public(keys, "ann")
+        if sys.platform == "linux":  # where a name need not be text
+            os.rename(folder / "bob.key", os.fsencode(folder) + b"/b\xffb.key")
+            assert settle(made) is None
+            assert made.keys == public(keys, "bob")
         monkeypatch.setattr(curve, "MAX_KEY_FILES", 0)
         with pytest.raises(BadInput, match="keys: found more than 0 files"):
             read_allowed(str(folder))
