@@ -20,8 +20,10 @@ from neds.config import RunConfig, check
 from neds.model import BehaviourSpec, Neds, SessionSpec
 from neds_rt.bundle import Unit
 from neds_rt.errors import BadInput
+from neds_rt.small_files import read_small
 
 CHECKPOINT_SCHEMA = 2
+MAX_INFO_BYTES = 256 << 20  # all units of a thousand sessions have a tenth of it
 
 
 class BehaviourState(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -137,12 +139,10 @@ def check_writable(folder: Path) -> None:
 def read_info(folder: Path) -> CheckpointInfo:
     """Read `checkpoint.json`; raises `BadInput` if it is not a checkpoint of this schema."""
     path = folder / "checkpoint.json"
+    data = read_small(path, "checkpoint", "a folder written by neds train", MAX_INFO_BYTES)
     try:
-        info = msgspec.json.decode(path.read_bytes(), type=CheckpointInfo)
-    except OSError as error:
-        expected = "a folder written by neds train"
-        raise BadInput(path, "checkpoint", error.strerror, expected) from error
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+        info = msgspec.json.decode(data, type=CheckpointInfo)
+    except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
         expected = "a checkpoint.json of this version"
         raise BadInput(path, "checkpoint", str(error), expected) from error
     if info.schema != CHECKPOINT_SCHEMA:

@@ -14,6 +14,7 @@ from pathlib import Path
 import msgspec
 
 from neds_rt.errors import BadInput
+from neds_rt.small_files import read_small
 
 
 class DataConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -123,7 +124,7 @@ def load_recipe(name: str, overrides: list[str] | None = None) -> RunConfig:
         for item in overrides or []:
             _override(tree, item)
         config = msgspec.convert(tree, RunConfig)
-    except (msgspec.DecodeError, msgspec.ValidationError) as error:
+    except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
         raise BadInput(name, "recipe", str(error), "the fields of neds.config.RunConfig") from error
     check(config, name)
     return config
@@ -230,8 +231,6 @@ def _override(tree: dict[str, dict[str, object]], item: str) -> None:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text()
-    except OSError as error:
-        raise BadInput(path, "recipe", error.strerror, "a readable TOML file") from error
+        return read_small(path, "recipe", "a readable TOML file").decode()
     except UnicodeDecodeError as error:
         raise BadInput(path, "recipe", "bytes that are no text", "a TOML file") from error

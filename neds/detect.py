@@ -14,9 +14,11 @@ from numpy.typing import NDArray
 
 from neds.templates import Raw
 from neds_rt.errors import BadInput
+from neds_rt.small_files import read_small
 from neds_rt.templates import Templates
 
 CHUNK_S = 0.5
+MAX_META_BYTES = 16 << 20
 MAP = ("spike_times=spike_times spike_units=spike_units n_units=n_units fs={fs!r} "
        "unit.probe=probe unit.channel=channel unit.cluster=cluster "
        "domain_start=domain_start domain_end=domain_end")
@@ -74,9 +76,10 @@ def read_bin(path: Path, position: NDArray[np.float32]) -> Raw:
 
 
 def _read_meta(path: Path) -> dict[str, str]:
+    data = read_small(path, "file", "the .meta file beside the samples", MAX_META_BYTES)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = data.decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
         raise BadInput(path, "file", error, "the .meta file beside the samples") from None
     pairs = (line.partition("=") for line in lines)
     return {name.lstrip("~"): value for name, equals, value in pairs if equals}

@@ -19,6 +19,9 @@ from neds.metrics import Estimate
 from neds.report import Json, SessionReport, means
 from neds.scoring import Predictions
 from neds_rt.errors import BadInput
+from neds_rt.small_files import read_small
+
+MAX_REPORT_BYTES = 256 << 20
 
 
 def check_folder(folder: Path) -> None:
@@ -46,11 +49,10 @@ def write_json(path: Path, report: Mapping[str, Any]) -> None:
 def read_report(path: Path) -> Json:
     """Read a report (or the folder it lies in). Raises `BadInput` if it is none."""
     path = path / "report.json" if path.is_dir() else path
+    data = read_small(path, "report", "a report.json of neds evaluate", MAX_REPORT_BYTES)
     try:
-        report = json.loads(path.read_bytes())
-    except OSError as error:
-        raise BadInput(path, "report", error.strerror, "a report.json of neds evaluate") from error
-    except ValueError as error:
+        report = json.loads(data)
+    except (ValueError, RecursionError) as error:
         raise BadInput(path, "report", error, "a report.json of neds evaluate") from error
     if not isinstance(report, dict) or not isinstance(report.get("sessions"), list):
         raise BadInput(path, "report", "no sessions", "a report.json of neds evaluate")

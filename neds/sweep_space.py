@@ -23,6 +23,7 @@ import msgspec
 
 from neds.config import MaskingConfig, RunConfig, check
 from neds_rt.errors import BadInput
+from neds_rt.small_files import read_small
 
 TABLES = ("model", "masking", "train")
 SHARES = tuple(name for name in MaskingConfig.__struct_fields__ if name != "ratio")
@@ -80,8 +81,8 @@ def load_space(name: str) -> Space:
     """Read a space by packaged name ("default") or path; raises `BadInput` naming the field."""
     if Path(name).suffix == ".toml":
         try:
-            text = Path(name).read_text()
-        except (OSError, UnicodeDecodeError) as error:
+            text = read_small(name, "space", "a readable TOML file").decode()
+        except UnicodeDecodeError as error:
             raise BadInput(name, "space", str(error), "a readable TOML file") from error
     else:
         packaged = resources.files("neds").joinpath("spaces", f"{name}.toml")
@@ -90,7 +91,7 @@ def load_space(name: str) -> Space:
         text = packaged.read_text()
     try:
         tree = msgspec.toml.decode(text)
-    except msgspec.DecodeError as error:
+    except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
         raise BadInput(name, "space", str(error), "TOML") from error
     if list(tree) != ["sweep"] or not isinstance(tree["sweep"], dict):
         raise BadInput(name, "space", ", ".join(tree) or "nothing", "one table, [sweep]")

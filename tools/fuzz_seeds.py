@@ -15,6 +15,7 @@ from neds_rt import bundle, curve, wire
 from neds_rt.bundle import ModalityOut, Shape, Unit, random_bundle
 from neds_rt.recording.spool import Spool
 from neds_rt.safetensors_io import encode_tensors
+from neds_rt.templates import Settings, Templates, make_templates
 
 MODALITIES = [ModalityOut("v", "continuous", 2, sd=[0.5, 0.2]), ModalityOut("h", "circular", 2)]
 SHAPE = Shape(hidden=8, layers=1, heads=1, mlp=8, window=3, conv=2, recurrent=True)
@@ -84,6 +85,64 @@ def trodes() -> list[bytes]:
     spike = {"nTrodeId": 4, "cluster": 1, "localTimestamp": 100, "systemTimestamp": 1 << 60}
     times = (1, 900, 1 << 52)
     return [joined(*[msgspec.msgpack.encode(spike | {"localTimestamp": t}) for t in times])]
+
+
+RAW_CHANNELS, RAW_FS = 4, 1000.0
+
+
+@cache
+def templates() -> Templates:
+    """Two units on four channels, of a slow stream: a filter that settles in few samples."""
+    waveform = np.zeros((2, 6, 2), np.float32)
+    waveform[:, 2] = [[-60, -20], [-30, -50]]
+    return make_templates(Settings(1, RAW_FS, 100.0, True, 2, "a", 0.195), {
+        "unit": np.array([[3, 1], [4, 1]]), "waveform": waveform,
+        "site": np.array([[0, 1], [2, 3]]), "amplitude": np.array([[1, 0.1], [1, 0.1]]),
+        "noise": np.full(RAW_CHANNELS, 5.0), "correlation": np.eye(RAW_CHANNELS),
+        "position": np.array([[0, 0, 0], [20, 0, 0], [0, 20, 0], [20, 20, 0]]),
+    }, "fuzz")
+
+
+def template_files() -> list[bytes]:
+    """The file, and a signal to be taken with them."""
+    signal = np.zeros((60, RAW_CHANNELS), np.int16)
+    signal[50, :2] = [-100, -33]
+    return [templates().encode(), b"s" + signal.tobytes()]
+
+
+def raw_message(channel: int, sample: int, values: Any, **changed: Any) -> bytes:
+    """A channel's part of a block of Open Ephys' ZMQ Interface."""
+    data = np.asarray(values, "<f4").tobytes()
+    content = {"stream": "s", "channel_num": channel, "num_samples": len(data) // 4,
+               "sample_num": sample, "sample_rate": RAW_FS} | changed
+    header = {"message_num": 1, "type": "data", "content": content, "data_size": len(data)}
+    return joined(b"DATA\0", msgspec.json.encode(header), data)
+
+
+def raw_blocks() -> list[bytes]:
+    """Blocks of all channels with a spike, a channel that is missing, and a pulse."""
+    values = np.zeros(30)
+    values[25] = -20  # microvolts
+    share = [1, 0.33, 0, 0]  # of it, by channel
+    ttl = b'{"message_num":3,"type":"event","content":{"stream":"s","sample_num":5},"data_size":10}'
+    pulse = joined(b"EVENT\0", ttl, bytes([2, 1, *bytes(8)]))
+    blocks = [[raw_message(channel, 30 * k, values * share[channel])
+               for channel in range(RAW_CHANNELS)] for k in range(3)]
+    return [joined(*blocks[0], *blocks[1], *blocks[2], pulse),
+            joined(*blocks[0][::2], *blocks[1], pulse),
+            joined(raw_message(0, 0, values, sample_rate=30000.0), blocks[0][0], *blocks[0])]
+
+
+def recordings() -> list[bytes]:
+    """The header of a flight recording."""
+    from types import SimpleNamespace
+
+    from neds_rt.config import ServeConfig
+    from neds_rt.recording.header import make_header
+
+    config = ServeConfig(probe={"a": "zmq+tcp://127.0.0.1:1"}, model="x.neds", stale_after=0.5)
+    engine = SimpleNamespace(name="native", precision="float32", isa="avx2")
+    return [msgspec.json.encode(make_header(config, "ab", engine))]
 
 
 @cache

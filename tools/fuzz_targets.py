@@ -22,10 +22,11 @@ import numpy as np
 from neds_rt import _core, assemble, bundle, curve, endpoints, wire
 from neds_rt.bundle import random_bundle
 from neds_rt.config import ServeConfig, load_config, parse_probes
-from neds_rt.engines import load_engine
+from neds_rt.engines import load_engine, parse_engine
 from neds_rt.errors import BadInput, StartError
 from neds_rt.gatekeeper import Gatekeeper
 from neds_rt.manifest import check_manifest, parse_manifest
+from neds_rt.recording.header import HEADER, open_recording
 from neds_rt.recording.session import load_spool
 from neds_rt.safetensors_io import decode_tensors
 from neds_rt.sources import open_source
@@ -35,6 +36,7 @@ from neds_rt.sources.spikeglx_wire import Connection, Trouble
 from neds_rt.sources.trodes_digital import DigitalReader
 from neds_rt.sources.trodes_directory import Directory, _decode_answer, _decode_where
 from neds_rt.sources.units import UnitMap, read_unit_file
+from neds_rt.templates import decode_templates
 from tools import fuzz_seeds
 from tools.fuzz_seeds import MODALITIES, SHAPE, UNITS
 
@@ -46,10 +48,12 @@ class Target(NamedTuple):
     seeds: Callable[[], list[bytes]]
 
 
-def in_file(read: Callable[[str], Any], suffix: str = "") -> Callable[[bytes], None]:
+def in_file(
+    read: Callable[[str], Any], suffix: str = "", name: str = "input"
+) -> Callable[[bytes], None]:
     """Return a target that writes its bytes to a file, on a disk in memory, and reads that."""
     folder = "/dev/shm" if os.path.isdir("/dev/shm") else None
-    path = Path(tempfile.mkdtemp(prefix="neds-fuzz-", dir=folder)) / f"input{suffix}"
+    path = Path(tempfile.mkdtemp(prefix="neds-fuzz-", dir=folder)) / f"{name}{suffix}"
 
     def run(data: bytes) -> None:
         path.write_bytes(data)
@@ -143,6 +147,38 @@ def openephys(data: bytes) -> None:
         source._take(cut(message, 4), frame)
 
 
+@cache
+def _collectors() -> list[Any]:
+    """The two kinds of raw source, without the threads that would read their sockets."""
+    from types import SimpleNamespace
+
+    from neds_rt.sources.address import Address
+    from neds_rt.sources.oe_raw import COUNTERS, Collector, Options
+    from neds_rt.sources.raw import RawBand
+
+    made = []
+    for mode in ("templates", "threshold"):
+        units = UnitMap(UNITS)
+        units.templates = fuzz_seeds.templates()
+        options = Options(mode=mode, sync=2, highpass=None if mode == "templates" else 100.0)
+        counters = dict.fromkeys(COUNTERS, 0)
+        source: Any = SimpleNamespace(name="a", address=Address("127.0.0.1", 9), counters=counters,
+                                      edges=edge_queue("fuzz", 2, 16))
+        band = RawBand("fuzz", "a", options, units, counters)
+        made.append(Collector(source, band, SimpleNamespace(), options))  # type: ignore[arg-type]
+    return made
+
+
+def raw(data: bytes) -> None:
+    """Raw channels of Open Ephys' ZMQ Interface: blocks put together, spikes found in them."""
+    socket: Any = _Deaf()
+    messages = [cut(message, 4) for message in cut(data, 32)]
+    for collector in _collectors():
+        for parts in messages:
+            collector._take(parts, socket)
+        collector.report()
+
+
 def broadcast(data: bytes) -> None:
     """Messages of Open Ephys' Event Broadcaster, JSON and binary."""
     source, frame = _source("oe-events://127.0.0.1:9?rate=30000")
@@ -184,6 +220,10 @@ class _Deaf:
     def sendall(self, data: bytes) -> None:
         """Take it."""
 
+    def send_multipart(self, parts: list[Any], flags: int) -> None:
+        """Take a frame, whose header a server has to understand."""
+        wire.decode_header(bytes(parts[0]))
+
 
 def spikeglx(data: bytes) -> None:
     """Replies of SpikeGLX, to a question and to a fetch."""
@@ -219,6 +259,31 @@ def tensors(data: bytes) -> None:
     except BadInput:
         return
     assert all(tensor.dtype == np.float32 for tensor in found.values())
+
+
+def templates(data: bytes) -> None:
+    """A templates file, and a matcher made of it; or a signal for the matcher of a good one."""
+    signal = np.zeros((60, fuzz_seeds.RAW_CHANNELS), np.int16)
+    try:
+        if data[:1] == b"s":
+            found, size = fuzz_seeds.templates(), 2 * signal.size
+            signal = np.frombuffer(data[1:1 + size].ljust(size, b"\0"), np.int16).reshape(60, -1)
+        else:
+            found = decode_templates(data, "fuzz")
+            signal = np.full((60, found.n_channels), 9, np.int16)
+        matcher = found.matcher()
+    except BadInput:
+        return
+    n = matcher.push(np.ascontiguousarray(signal), 0)
+    matcher.push(np.ascontiguousarray(signal[::-1]), len(signal))
+    assert 0 <= n <= 1 << 16
+
+
+def _read_recording(path: str) -> None:
+    found = open_recording(Path(path).parent)
+    parse_engine(found.header.config.engine)
+    assert 0 <= found.tape_id < 1 << 64
+    found.header.config.check()
 
 
 def _read_config(path: str) -> None:
@@ -329,6 +394,7 @@ TARGETS: dict[str, Target] = {
     "decode": Target(decode, fuzz_seeds.decodes),
     "openephys": Target(openephys, fuzz_seeds.openephys),
     "broadcast": Target(broadcast, fuzz_seeds.broadcast),
+    "raw": Target(raw, fuzz_seeds.raw_blocks),
     "trodes": Target(trodes, fuzz_seeds.trodes),
     "digital": Target(digital, lambda: [fuzz_seeds.joined(*(msgspec.msgpack.encode(
         {"localTimestamp": k, "digitalData": [bytes([0, 2 * k])]}) for k in range(2)))]),
@@ -346,6 +412,8 @@ TARGETS: dict[str, Target] = {
     "tape": Target(tape(), fuzz_seeds.tapes),
     "store": Target(store, lambda: [bytes(8), b"\1\2\3\4\5\6\7\x08"]),
     "spool": Target(in_file(lambda path: load_spool(Path(path))), fuzz_seeds.spools),
+    "templates": Target(templates, fuzz_seeds.template_files),
+    "recording": Target(in_file(_read_recording, name=HEADER), fuzz_seeds.recordings),
     "config": Target(in_file(_read_config, ".toml"), fuzz_seeds.configs),
     "units": Target(in_file(read_unit_file), fuzz_seeds.unit_files),
     "keys": Target(in_file(_read_keys), fuzz_seeds.keys),

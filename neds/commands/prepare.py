@@ -119,15 +119,17 @@ def _sources(args: argparse.Namespace) -> list[str]:
     from pathlib import Path
 
     from neds_rt.errors import BadInput
+    from neds_rt.small_files import read_small
 
     words = list(args.files)
     if args.eids:
         from neds.data.ibl_one import LISTS
 
         listed = LISTS.get(args.eids, Path(args.eids))
+        data = read_small(listed, "--eids", "a text file, a source a line")
         try:
-            lines = [line.partition("#")[0].strip() for line in listed.read_text().splitlines()]
-        except (OSError, UnicodeDecodeError) as error:
+            lines = [line.partition("#")[0].strip() for line in data.decode().splitlines()]
+        except UnicodeDecodeError as error:
             raise BadInput(args.eids, "--eids", error, "a text file, a source a line") from error
         words += [line for line in lines if line]
     if not words:

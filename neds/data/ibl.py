@@ -35,8 +35,10 @@ from neds.data.ibl_trials import (
 from neds.data.reader import EventOptions, Reader, chosen_units, needed, parse_options
 from neds.data.session import Session
 from neds_rt.errors import BadInput
+from neds_rt.small_files import read_small
 
 FORMS = ("continuous", "trials")
+MAX_OWN_BYTES = 16 << 20  # of what a session notes of itself
 CHOICES, BLOCKS = (-1.0, 1.0), (0.2, 0.5, 0.8)
 DATE = re.compile(r"\d{4}-\d\d-\d\d[a-z]?")
 Trace = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -112,9 +114,10 @@ def read_alf(folder: str | Path, options: IblOptions | None = None, session: str
 def _own(alf: Alf) -> dict[str, Any]:
     """What `write_alf` noted of the session."""
     path = alf.find("session", "neds")
+    data = read_small(path, "content", "JSON", MAX_OWN_BYTES) if path else b"{}"
     try:
-        own: dict[str, Any] = json.loads(path.read_bytes()) if path else {}
-    except (ValueError, OSError) as error:
+        own: dict[str, Any] = json.loads(data)
+    except (ValueError, RecursionError) as error:
         raise BadInput(path, "content", error, "JSON") from error
     return own
 

@@ -22,6 +22,7 @@ import msgspec
 
 from neds.modalities import MODALITIES
 from neds_rt.errors import BadInput
+from neds_rt.small_files import read_small
 
 UNIT_COLUMNS = ("probe", "channel", "cluster", "region", "depth_um")
 BINS = "bins"
@@ -119,9 +120,10 @@ def parse_mapping(words: Sequence[str]) -> Mapping:
 
 def load_mapping(path: Path) -> Mapping:
     """Read a mapping in TOML. Raises `BadInput` with the field that is wrong."""
+    data = read_small(path, "mapping", "a mapping in TOML")
     try:
-        return msgspec.toml.decode(path.read_bytes(), type=Mapping).checked(path)
-    except (OSError, UnicodeDecodeError, msgspec.DecodeError) as error:
+        return msgspec.toml.decode(data, type=Mapping).checked(path)
+    except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
         raise BadInput(path, "mapping", error, "a mapping in TOML") from error
 
 

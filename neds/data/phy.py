@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,9 +24,11 @@ from neds.data.checks import naming
 from neds.data.reader import EventOptions, Reader, parse_options
 from neds.data.session import Session
 from neds_rt.errors import BadInput
+from neds_rt.small_files import read_small
 
 ARRAYS = ("spike_times", "spike_clusters", "spike_templates", "channel_map", "channel_positions",
           "templates", "whitening_mat_inv")
+MAX_TABLE_BYTES = 64 << 20  # of a table of clusters
 SAMPLE_RATE = re.compile(r"^\s*sample_rate\s*=\s*([0-9.eE+]+)", re.MULTILINE)
 
 
@@ -99,7 +102,9 @@ def _needed(path: Path, name: str) -> NDArray[Any]:
 
 def _sample_rate(path: Path, build: Builder) -> float:
     file = path / "params.py"
-    text = file.read_text(errors="replace") if file.is_file() else ""
+    text = ""
+    if file.is_file():
+        text = read_small(file, "params.py", "a short text of Kilosort").decode(errors="replace")
     found = SAMPLE_RATE.search(text)
     if found:
         return float(found[1])
@@ -113,12 +118,12 @@ def _tables(path: Path, build: Builder) -> dict[int, dict[str, str]]:
     files = sorted(path.glob("cluster_*.tsv"), key=lambda p: p.stem == "cluster_info")
     for file in files:
         try:
-            with file.open(newline="") as opened:
-                for row in csv.DictReader(opened, delimiter="\t"):
-                    number = int(row.pop("cluster_id", None) or row.pop("id"))
-                    rows.setdefault(number, {}).update(
-                        {k: v for k, v in row.items() if k and isinstance(v, str)})
-        except (KeyError, ValueError, OSError, csv.Error) as error:
+            text = read_small(file, "table", "a table of clusters", MAX_TABLE_BYTES).decode()
+            for row in csv.DictReader(io.StringIO(text, newline=""), delimiter="\t"):
+                number = int(row.pop("cluster_id", None) or row.pop("id"))
+                rows.setdefault(number, {}).update(
+                    {k: v for k, v in row.items() if k and isinstance(v, str)})
+        except (KeyError, ValueError, BadInput, csv.Error) as error:
             build.drop("column", file.name, f"is no table of clusters: {error}")
     return rows
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from neds.data.store import file_sha256
 from neds_rt.errors import BadInput
+from neds_rt.small_files import read_small
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -64,7 +65,8 @@ def parse_options(words: Sequence[str], kind: type[T], where: str) -> T:
     known = ", ".join(kind.__struct_fields__)
     try:
         if len(words) == 1 and "=" not in words[0]:
-            return msgspec.toml.decode(Path(words[0]).read_bytes(), type=kind)
+            data = read_small(words[0], "options", "a TOML file or KEY=VALUE words")
+            return msgspec.toml.decode(data, type=kind)
         fields: dict[str, Any] = {}
         for word in words:
             key, equals, value = word.partition("=")
@@ -78,7 +80,7 @@ def parse_options(words: Sequence[str], kind: type[T], where: str) -> T:
         return msgspec.convert(fields, kind, strict=False)
     except msgspec.ValidationError as error:
         raise BadInput(where, "options", error, f"options of this reader: {known}") from error
-    except (OSError, UnicodeDecodeError, msgspec.DecodeError, TypeError, AttributeError) as error:
+    except (ValueError, RecursionError, TypeError, AttributeError) as error:
         raise BadInput(words[0], "options", error, "a TOML file or KEY=VALUE words") from error
 
 

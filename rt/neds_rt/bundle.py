@@ -57,6 +57,8 @@ class Bundle:
     weights: dict[str, NDArray[np.float32]]  # names and shapes as `tensor_shapes` lists them
     files: dict[str, bytes] = field(default_factory=dict)  # all but manifest and weights
     path: Path | None = None  # where it was read, None for a bundle made in memory
+    # Whether its plans, which are machine code for a GPU, may be loaded: somebody answers for them.
+    plans_trusted: bool = False
 
     @property
     def onnx_bytes(self) -> bytes | None:
@@ -69,11 +71,14 @@ class Bundle:
         return str(self.path) if self.path else f"bundle of session {self.manifest.session!r}"
 
 
-def read_bundle(path: str | PathLike[str], *, trust: str = "") -> Bundle:
+def read_bundle(
+    path: str | PathLike[str], *, trust: str = "", trust_plans: bool = False
+) -> Bundle:
     """Read and verify the bundle at `path`, a directory or a `.neds` file.
 
-    With `trust`, a file of public keys, one of those must have signed it. Raises `BadInput` naming
-    file, field, what was found and what was expected.
+    With `trust`, a file of public keys, one of those must have signed it. Its plans are trusted
+    then, and with `trust_plans`. Raises `BadInput` naming file, field, what was found and what was
+    expected.
     """
     where = Path(path)
     files = bundle_files.read_files(where)
@@ -90,7 +95,7 @@ def read_bundle(path: str | PathLike[str], *, trust: str = "") -> Bundle:
     weights = decode_tensors(files.pop(WEIGHTS), where / WEIGHTS)
     check_weights(manifest, weights, where / WEIGHTS)
     read_arrays(manifest, files, where)
-    return Bundle(manifest, weights, files, where)
+    return Bundle(manifest, weights, files, where, plans_trusted=bool(trust) or trust_plans)
 
 
 def write_bundle(
@@ -150,7 +155,10 @@ def make_bundle(
     templates: Sequence[ProbeTemplates] = (),
     where: object = "bundle",
 ) -> Bundle:
-    """Return the verified bundle that `write_bundle` would write, in memory."""
+    """Return the verified bundle that `write_bundle` would write, in memory.
+
+    Its plans are as trusted as the caller, whose they are.
+    """
     from importlib.metadata import version
 
     others = dict(files or {})
@@ -174,7 +182,7 @@ def make_bundle(
     check_manifest(manifest, where)
     check_weights(manifest, tensors, where)
     read_arrays(manifest, others, where)
-    return Bundle(manifest, tensors, others)
+    return Bundle(manifest, tensors, others, plans_trusted=True)
 
 
 def check_weights(

@@ -41,10 +41,10 @@ class _Contents(msgspec.Struct, frozen=True):
     files: dict[str, tuple[int, int]]  # offset, size
 
 
-def read_apart(path: str, trust: str = "") -> Bundle:
+def read_apart(path: str, trust: str = "", trust_plans: bool = False) -> Bundle:
     """Return the bundle at `path`, verified by a child process; its tensors are read-only.
 
-    `trust` is as for `read_bundle`.
+    `trust` and `trust_plans` are as for `read_bundle`.
 
     Raises what `read_bundle` does, in the child's words, and `StartError` when the child cannot do
     its work.
@@ -66,10 +66,10 @@ def read_apart(path: str, trust: str = "") -> Bundle:
             raise StartError(f"{path}: the process that reads it ended with code "
                              f"{done.returncode} {' '.join(last)}")
         memory = mmap.mmap(number, 0, access=mmap.ACCESS_READ)  # lives as long as the tensors
-    return _look_at(memory, Path(path))
+    return _look_at(memory, Path(path), plans_trusted=bool(trust) or trust_plans)
 
 
-def _look_at(memory: mmap.mmap, path: Path) -> Bundle:
+def _look_at(memory: mmap.mmap, path: Path, *, plans_trusted: bool) -> Bundle:
     (size,) = HEAD.unpack_from(memory)
     contents = msgspec.msgpack.decode(memory[HEAD.size : HEAD.size + size], type=_Contents)
     start = _aligned(HEAD.size + size)
@@ -79,7 +79,7 @@ def _look_at(memory: mmap.mmap, path: Path) -> Bundle:
         tensors[name] = np.frombuffer(memory, np.float32, n, start + offset).reshape(shape)
     files = {name: memory[start + offset : start + offset + n]
              for name, (offset, n) in contents.files.items()}
-    return Bundle(contents.manifest, tensors, files, path)
+    return Bundle(contents.manifest, tensors, files, path, plans_trusted)
 
 
 def _write(bundle: Bundle, file: BinaryIO) -> None:

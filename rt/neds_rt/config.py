@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
 from neds_rt.curve import Access, read_access
 from neds_rt.errors import BadInput
+from neds_rt.small_files import read_small
+
+MAX_PROBES = 256
+MAX_TEXT = 4096  # characters of a path, a URI or a name
+MAX_SECONDS = 1e6  # eleven days; beyond that nobody waits for anything
 
 
 class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -43,6 +46,7 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     record_sync: float = 1.0  # seconds of it that a power cut may take
     record_reserve_mb: int = 256  # recording ends when the disk has less free
     trust: str = ""  # public keys, one of which must have signed the bundle
+    trust_plans: bool = False  # load plans of a bundle that nobody in `trust` has signed
     curve_key: str = ""  # file of this side's secret key
     curve_allow: str = ""  # public keys let in at what is bound
     curve_server: str | dict[str, str] = ""  # public key of what is connected to, or by probe
@@ -59,14 +63,18 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             raise BadInput("serve", "--probe", "none", "at least one NAME=URI")
         if not self.model:
             raise BadInput("serve", "--model", "none", "a model bundle")
+        self._check_sizes()
         if not 0 <= self.record_sync <= 3600:
             raise BadInput("serve", "--record-sync", self.record_sync, "0 to 3600 seconds")
         for name in ("stale_after", "close_after", "clock_jump", "deadline_ms", "idle_exit",
                      "hang_after", "budget_ms"):
             value = getattr(self, name)
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                unit = "milliseconds" if name.endswith("_ms") else "seconds"
-                raise BadInput("serve", _option(name), value, f"a number of {unit} above 0")
+            unit, longest = ("seconds", MAX_SECONDS)
+            if name.endswith("_ms"):
+                unit, longest = ("milliseconds", 1e3 * MAX_SECONDS)
+            if value is not None and not 0 < value <= longest:
+                expected = f"a number of {unit} above 0, at most {longest:g}"
+                raise BadInput("serve", _option(name), value, expected)
         limits = (("open_bins", 4, 1 << 20), ("max_bins", 1, None), ("overruns", 1, 1 << 20),
                   ("record_reserve_mb", 0, 1 << 40))
         for name, least, most in limits:
@@ -75,19 +83,31 @@ class ServeConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 limit = f"at least {least}" if most is None else f"{least} to {most}"
                 raise BadInput("serve", _option(name), value, limit)
 
+    def _check_sizes(self) -> None:
+        if len(self.probe) > MAX_PROBES:
+            raise BadInput("serve", "--probe", f"{len(self.probe)} probes", f"at most {MAX_PROBES}")
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            texts = [text for pair in value.items() for text in pair] if (
+                isinstance(value, dict)) else [value]
+            longest = max((len(text) for text in texts if isinstance(text, str)), default=0)
+            if longest > MAX_TEXT:
+                raise BadInput("serve", _option(name), f"{longest} characters",
+                               f"at most {MAX_TEXT}")
+
 
 def load_config(path: str | None, overrides: dict[str, Any]) -> ServeConfig:
     """Return the configuration in the TOML file `path` (if any) with `overrides` put over it.
 
-    Raises `BadInput` for a file that cannot be read, an unknown field, or a value of another type.
+    Raises `BadInput` for a file that cannot be read or has more than 1 MiB, an unknown field, or a
+    value of another type.
     """
     config = ServeConfig()
     if path is not None:
+        data = read_small(path, "file", "a readable TOML file")
         try:
-            config = msgspec.toml.decode(Path(path).read_bytes(), type=ServeConfig)
-        except OSError as error:
-            raise BadInput(path, "file", error.strerror, "a readable TOML file") from error
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            config = msgspec.toml.decode(data, type=ServeConfig)
+        except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
             raise BadInput(path, "TOML", error, "options of neds-rt serve") from error
     try:
         return msgspec.convert(msgspec.structs.asdict(config) | overrides, ServeConfig)

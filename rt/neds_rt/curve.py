@@ -14,11 +14,13 @@ import re
 import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
 from neds_rt.errors import BadInput
 
 MAX_FILE_BYTES = 1 << 20
+MAX_KEY_FILES = 10_000  # in a folder that is an allow-list
 _Z85 = re.compile(rb"[0-9a-zA-Z.\-:+=^!/*?&<>()\[\]{}@%$#]{40}")
 _FIELD = re.compile(rb'\s*(public-key|secret-key)\s*=\s*"([^"]*)"\s*')
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
@@ -46,6 +48,7 @@ class Access:
     own: KeyPair | None = None
     allowed: frozenset[bytes] | None = None  # clients' public keys, where this side binds
     servers: Mapping[str, bytes] = field(default_factory=dict)  # by name; "" is for all others
+    allow: str = ""  # where `allowed` was read, to be looked at for changes; empty for nowhere
 
     def server_of(self, name: str = "") -> bytes | None:
         """Return the public key that whoever is connected to as `name` must prove to have."""
@@ -75,6 +78,7 @@ def read_access(
         own=read_secret(key) if key else None,
         allowed=read_allowed(allow) if allow else None,
         servers=servers,
+        allow=allow,
     )
 
 
@@ -83,7 +87,7 @@ def parse_servers(values: Sequence[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for value in values:
         name, text = "", value
-        if not _Z85.fullmatch(value.encode()) and not Path(value).exists():
+        if not _Z85.fullmatch(os.fsencode(value)) and not Path(value).exists():
             name, equals, text = value.partition("=")
             if not equals:
                 name, text = "", value
@@ -156,8 +160,9 @@ def derived_public(secret: bytes) -> bytes:
 
 def read_public(text: str) -> bytes:
     """Return a public key, given itself or as the name of its file. Raises `BadInput`."""
-    if _Z85.fullmatch(text.encode()) and not Path(text).exists():
-        return text.encode()
+    given = os.fsencode(text)  # a file's name may be no text
+    if _Z85.fullmatch(given) and not Path(text).exists():
+        return given
     found = _fields(read_key_file(text))
     if "public-key" not in found:
         raise BadInput(text, "public-key", "none", "a NAME.key file (neds-rt keygen)")
@@ -165,14 +170,25 @@ def read_public(text: str) -> bytes:
 
 
 def read_allowed(path: str) -> frozenset[bytes]:
-    """Return the public keys of an allow-list. Raises `BadInput`, also for an empty one.
+    """Return the public keys of an allow-list. Raises `BadInput`, also for an empty one."""
+    keys = allowed_keys(path)
+    if not keys:
+        raise BadInput(path, "keys", "none", "public keys, one a line, or a folder of NAME.key")
+    return keys
+
+
+def allowed_keys(path: str) -> frozenset[bytes]:
+    """Return the public keys of an allow-list, perhaps none. Raises `BadInput`.
 
     A folder allows every `*.key` in it. A file is a certificate, or has one key a line, whatever
     follows the key being its owner's name.
     """
     place = Path(path)
     if place.is_dir():
-        keys = {read_public(str(file)) for file in sorted(place.glob("*.key"))}
+        files = sorted(islice(place.glob("*.key"), MAX_KEY_FILES + 1))
+        if len(files) > MAX_KEY_FILES:
+            raise BadInput(path, "keys", f"more than {MAX_KEY_FILES} files", "fewer, or one list")
+        keys = {read_public(str(file)) for file in files}
     else:
         data = read_key_file(path)
         found = _fields(data)
@@ -182,8 +198,6 @@ def read_allowed(path: str) -> frozenset[bytes]:
             lines = [line.split() for line in data.splitlines()]
             keys = {_checked(path, words[0]) for words in lines
                     if words and not (words[0].startswith(b"#") and len(words[0]) != 40)}
-    if not keys:
-        raise BadInput(path, "keys", "none", "public keys, one a line, or a folder of NAME.key")
     return frozenset(keys)
 
 

@@ -81,12 +81,14 @@ def bind(where: str, sock: zmq.Socket[bytes], endpoint: str, access: Access = LO
         raise BadInput(where, "endpoint", f"{endpoint} in use", "a free endpoint")
     if sock.type in (zmq.PUB, zmq.XPUB):
         sock.setsockopt(zmq.MAXMSGSIZE, MAX_SUBSCRIPTION_BYTES)
+    domain = b""
     if access.allowed is not None:
         from neds_rt.gatekeeper import gatekeeper
 
+        domain = gatekeeper(sock.context).add(access.allowed, access.allow)
         _take_keys(sock, access.own)
         sock.setsockopt(zmq.CURVE_SERVER, 1)
-        sock.setsockopt(zmq.ZAP_DOMAIN, gatekeeper(sock.context).add(access.allowed))
+        sock.setsockopt(zmq.ZAP_DOMAIN, domain)
         sock.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
     try:
         sock.bind(endpoint)
@@ -95,7 +97,10 @@ def bind(where: str, sock: zmq.Socket[bytes], endpoint: str, access: Access = LO
             raise BadInput(where, "endpoint", f"{endpoint} in use", "a free endpoint") from error
         raise BadInput(where, "endpoint", f"{endpoint} ({error})", "one to bind") from error
     endpoint_bytes: bytes = sock.get(zmq.LAST_ENDPOINT)  # type: ignore[assignment]
-    return endpoint_bytes.rstrip(b"\0").decode()
+    endpoint = endpoint_bytes.rstrip(b"\0").decode()
+    if domain:
+        gatekeeper(sock.context).bound(domain, endpoint)
+    return endpoint
 
 
 def connect(

@@ -47,7 +47,8 @@ class EngineSlot:
         self.pipeline.limit(int(budget_s * 1e9), config.overruns)
         self._limit_text = f"{config.overruns} steps in a row took over {budget_s * 1e3:g} ms"
         self.swapper = Swapper(
-            self.pipeline, self._history, self.model, self._build, budget_s, config.trust)
+            self.pipeline, self._history, self.model, self._build, budget_s, config.trust,
+            config.trust_plans)
         self.swaps = self._failovers = 0
         self.failovers: list[dict[str, Any]] = []
         self._news: deque[tuple[str, ...]] = deque()  # what is not logged yet

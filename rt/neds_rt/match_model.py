@@ -24,6 +24,7 @@ RANGE_UM = (40.0, 40.0)  # over which the field of a spike changes, across and a
 NUGGET = 1e-3  # of the field's variance, for the noise of the waveforms
 SHRINK = 0.1  # of the noise's correlation towards none
 NEAR_SHARE = 0.5  # of its trough that a unit must reach on a channel to be tried there
+SYMMETRIC = 1e-3  # by which a correlation and its mirror image may differ
 SPREAD = (0.05, 0.5)  # least and most standard deviation of amplitudes that is believed
 BOUNDS = (0.5, 2.0)  # of any amplitude
 TROUGH_ROWS = 8  # to either side of a spike's sample, in which its trough is looked for
@@ -87,6 +88,17 @@ def matcher_model(tensors: dict[str, Floats], *, before: int, drift_um: float) -
         "most": most.astype(np.float32), "near": np.array([u for n in near for u in n], np.int32),
         "near_at": np.concatenate([[0], np.cumsum([len(n) for n in near])]).astype(np.int32),
     }
+
+
+def invertible(correlation: Floats) -> bool:
+    """Whether every filter can be made with a noise of this correlation (C, C)."""
+    mixed = (1 - SHRINK) * correlation.astype(np.float64)
+    np.fill_diagonal(mixed, 1.0)
+    try:  # positive definite as a whole, and so in every part of it; reads one triangle
+        np.linalg.cholesky(mixed)
+    except np.linalg.LinAlgError:
+        return False
+    return bool(np.abs(mixed - mixed.T).max() < SYMMETRIC)
 
 
 def _by_depth(tensors: dict[str, Floats], order: NDArray[np.int32], scale: Floats) -> Floats:

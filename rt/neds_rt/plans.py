@@ -28,6 +28,7 @@ RTX_TARGETS = ("sm75", "sm80", "sm86", "sm89", "sm120", "sm121")
 USUAL_TARGETS = ("sm86", "sm89", "sm120")  # of the workstations that rigs have
 NO_BFLOAT16 = ("sm75",)
 CACHE_VARIABLE = "NEDS_CACHE"
+MAX_PLAN_BYTES = 2_000_000_000  # what a bundle may have in all
 _HEADER_LIMIT = 4096
 
 
@@ -187,15 +188,25 @@ def cache_folder() -> Path:
 
 
 def _read_cached(path: Path) -> BuiltPlan | None:
-    """The cached plan, None when there is none or it is damaged."""
+    """The cached plan, None when there is none, it is damaged, or others may have written it."""
     try:
-        header, _, data = path.read_bytes().partition(b"\n")
+        with path.open("rb") as file:
+            if not _is_own(os.fstat(file.fileno())):
+                return None
+            header, _, data = file.read(_HEADER_LIMIT + MAX_PLAN_BYTES).partition(b"\n")
         said = msgspec.json.decode(header[:_HEADER_LIMIT], type=_CacheHeader)
     except (OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None
     if hashlib.sha256(data).hexdigest() != said.sha256:
         return None
     return BuiltPlan(data, said.build_s, cached=True)
+
+
+def _is_own(found: os.stat_result) -> bool:
+    """Whether only this user, or root, can have written a file: a plan is machine code."""
+    if os.name != "posix":
+        return True
+    return found.st_uid in (os.geteuid(), 0) and not found.st_mode & 0o022
 
 
 def _write_cached(path: Path, data: bytes, build_s: float) -> None:

@@ -38,12 +38,14 @@ class Swapper:
     def __init__(
         self, pipeline: _core.Pipeline, history: _core.History, served: ServedModel,
         build: Callable[[Bundle], ServedModel], budget_s: float, trust: str = "",
+        trust_plans: bool = False,
     ) -> None:
         """`build` makes a model of a bundle; shadowed steps may take `budget_s` at the median.
 
         With `trust`, a file of public keys, only bundles signed by one of those are loaded.
+        `trust_plans` as for `read_bundle`.
         """
-        self._trust = trust
+        self._trust, self._trust_plans = trust, trust_plans
         self._pipeline, self._history, self._build = pipeline, history, build
         self._budget_s = budget_s
         self._bin_s = served.manifest.bin_size_s
@@ -68,7 +70,7 @@ class Swapper:
         """
         with self._alone() as clock:
             clock.stage("read")
-            bundle = read_apart(path, self._trust)
+            bundle = read_apart(path, self._trust, self._trust_plans)
             check_replacement(self.served.manifest, bundle.manifest, self._history.capacity,
                               bundle.where)
             clock.stage("build")

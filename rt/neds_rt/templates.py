@@ -27,8 +27,9 @@ from numpy.typing import NDArray
 
 from neds_rt import _core
 from neds_rt.errors import BadInput
-from neds_rt.match_model import matcher_model
+from neds_rt.match_model import invertible, matcher_model
 from neds_rt.safetensors_io import decode_tensors, encode_tensors, read_metadata
+from neds_rt.small_files import read_small
 
 if TYPE_CHECKING:
     from neds_rt.bundle import Bundle
@@ -37,6 +38,13 @@ Floats = NDArray[np.float32]
 KEY = "unit_templates"
 VERSION = 1
 MAX_UNITS, MAX_ROWS, MAX_CHANNELS = 20_000, 512, 4096
+MAX_FILE_BYTES = 1 << 30
+# Of the waveforms on all channels, which is what a matcher is made from: 5000 units of 384 channels
+# over 80 samples have a third of it.
+MAX_DENSE_BYTES = 2 << 30
+# Steps of the ADC (an int16 has 65536), micrometres, and the shares that are correlations.
+BOUNDS = {"waveform": 1e6, "noise": 1e6, "amplitude": 1e6, "position": 1e7, "correlation": 1.001}
+LEAST_NOISE = 1e-6  # of a channel that is alive
 AXES = {"unit": "U2", "waveform": "URK", "site": "UK", "amplitude": "U2", "noise": "C",
         "correlation": "CC", "position": "C3"}
 
@@ -135,10 +143,7 @@ def decode_templates(data: bytes, where: object) -> Templates:
 
 def read_templates(path: str | Path) -> Templates:
     """Read a templates file. Raises `BadInput`."""
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise BadInput(path, "templates", error.strerror, "a file of neds templates") from None
+    data = read_small(path, "templates", "a file of neds templates", MAX_FILE_BYTES)
     return decode_templates(data, path)
 
 
@@ -168,6 +173,10 @@ def _check(templates: Templates, where: object) -> None:
                              ("C", "channels", MAX_CHANNELS), ("K", "sites", MAX_CHANNELS)):
         if not 1 <= sizes[axis] <= most:
             raise BadInput(where, what, sizes[axis], f"1 to {most}")
+    dense = 4 * sizes["U"] * sizes["R"] * sizes["C"]
+    if dense > MAX_DENSE_BYTES:
+        raise BadInput(where, "waveforms", f"{dense} bytes over all channels",
+                       f"at most {MAX_DENSE_BYTES}")
     rates = 0 < s.highpass_hz < 0.5 * s.fs < 1e6
     if not rates or not 0 <= s.before < sizes["R"] or not 0 <= s.step_uv < 1e3:
         raise BadInput(where, "settings", s, "rates and a row of the waveforms that can be")
@@ -177,7 +186,23 @@ def _check(templates: Templates, where: object) -> None:
     for name in ("noise", "amplitude"):
         if tensors[name].min() < 0:
             raise BadInput(where, f"tensor {name!r}", tensors[name].min(), "0 or more")
-    if np.abs(tensors["unit"]).max() >= 1 << 24:  # beyond that a float32 skips integers
-        raise BadInput(where, "unit", tensors["unit"].max(), "numbers below 2^24")
+    unit = tensors["unit"]
+    if (unit != np.rint(unit)).any() or np.abs(unit).max() >= 1 << 24:  # float32 skips integers
+        raise BadInput(where, "unit", unit.max(), "integers below 2^24")
+    _check_values(tensors, where)
     if len(set(templates.names)) < sizes["U"]:
         raise BadInput(where, "units", "one twice", "every channel and cluster once")
+
+
+def _check_values(tensors: dict[str, Floats], where: object) -> None:
+    """Raise `BadInput` for numbers with which a matcher's arithmetic would leave the floats."""
+    for name, most in BOUNDS.items():
+        largest = float(np.abs(tensors[name]).max())
+        if largest > most:
+            raise BadInput(where, f"tensor {name!r}", largest, f"at most {most:g}")
+    noise = tensors["noise"]
+    if ((noise > 0) & (noise < LEAST_NOISE)).any():
+        raise BadInput(where, "tensor 'noise'", noise[noise > 0].min(),
+                       f"0 (a dead channel) or at least {LEAST_NOISE:g}")
+    if not invertible(tensors["correlation"]):
+        raise BadInput(where, "tensor 'correlation'", "no covariance", "one that is of noise")

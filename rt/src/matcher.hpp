@@ -80,6 +80,7 @@ class TemplateMatcher {
         front_(o.channels, o.fs, o.highpass_hz, o.reference),
         settle_(std::llround(kSettleSeconds * o.fs)) {
     check();
+    m_.near_at.resize(stride_ + 1, m_.near_at.back());  // places past the channels have no units
     for (std::size_t u = 0; u < m_.units; ++u) {
       troughs_ = std::max(troughs_, std::abs(m_.trough[u] - m_.before));
       most_before_ = std::max(most_before_, m_.trough[u]);

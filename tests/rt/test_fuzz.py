@@ -50,6 +50,32 @@ def test_no_bytes_break_the_assembler(program, seed):
     assert sorted(untouched) == ["bad_parts", "oversize", "saturated"]
 
 
+def reached(program, *arguments):
+    """Run a program that prints `what number` pairs; returns them. It must end well."""
+    done = subprocess.run([str(program), *arguments], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    words = done.stdout.split()
+    return {name: int(count) for name, count in zip(words[::2], words[1::2], strict=True)}
+
+
+def test_the_way_from_frames_to_messages(build):
+    """Clocks, assembler, engines that fail and change, health, raster, history and the tape."""
+    # Optimising takes longer than all that is saved by it.
+    program = build("serving", HERE / "sanitized_serving.cpp", more=["-pthread", "-O0"])
+    found = reached(program, "1", "30")
+    least = {"messages": 15_000, "rewritten": 8000, "swaps": 200, "failovers": 30, "holes": 500,
+             "records": 20_000, "shown": 5000, "written": 500}
+    assert {name: found[name] >= n for name, n in least.items()} == dict.fromkeys(least, True)
+
+
+def test_raw_samples_and_templates(build):
+    """The front end and the matcher, with models of random sizes and some that do not fit."""
+    found = reached(build("raw", HERE / "sanitized_raw.cpp"), "1", "300")
+    assert found["rows"] == 60_000
+    assert found["spikes"] > 300
+    assert found["refused"] == 300
+
+
 def test_step_detector_and_messages(build):
     """Models of random sizes in every precision, with the kernels that run on any CPU.
 

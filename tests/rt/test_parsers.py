@@ -71,12 +71,15 @@ def test_what_was_found_before(name, data):
 def test_good_inputs_are_taken():
     """The seeds lead past the first checks: a fuzzer that begins outside learns little."""
     from tools.fuzz_seeds import spike_header
-    from tools.fuzz_targets import _opened, _served
+    from tools.fuzz_targets import _collectors, _opened, _served
 
-    for name in ("frames", "openephys", "broadcast", "trodes"):
+    for name in ("frames", "openephys", "broadcast", "trodes", "raw"):
         for seed in TARGETS[name].seeds():
             TARGETS[name].run(seed)
     assert spike_header()
     assert _served().assembler.counters[2] > 0  # bins
     for uri in ("oe://127.0.0.1:9", "oe-events://127.0.0.1:9?rate=30000", "trodes://127.0.0.1:9"):
         assert _opened(uri).counters["spikes"] > 0
+    templates, threshold = _collectors()
+    assert templates._counters["spikes"] > 0
+    assert threshold._counters["blocks"] > 0

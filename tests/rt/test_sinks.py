@@ -337,7 +337,7 @@ def test_the_plugin_twin_answers_as_the_plugin():
 
 def test_lsl_stream_as_another_program_reads_it():
     pylsl = pytest.importorskip("pylsl")
-    outlet = open_outlet(f"lsl://Neds-{os.getpid()}")
+    outlet = open_outlet(f"lsl://Neds-{os.getpid()}", insecure=True)
     outlet.write(decode(0.75), 0.0)
     found = pylsl.resolve_byprop("name", f"Neds-{os.getpid()}", timeout=10)
     if not found:
@@ -367,7 +367,7 @@ def test_lsl_without_its_package_names_the_extra(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "pylsl", None)
     with pytest.raises(StartError, match=r"pip install 'neds\[lsl\]'"):
-        open_outlet("lsl://x")
+        open_outlet("lsl://x", insecure=True)
 
 
 def test_table_names_what_exists():

@@ -95,6 +95,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
              f"(default {d.record_reserve_mb})")
     add("--trust", metavar="FILE",
         help="serve only a bundle signed by a public key in FILE (neds-rt sign)")
+    add("--trust-plans", action="store_true",
+        help="load GPU plans of a bundle that is not signed so: they are machine code (default: "
+             "build them here from the bundle's graph)")
     add_access_arguments(parser, binds=True, connects=True, foreign=True)
     add("--config", metavar="FILE", help="TOML file with these options, `-` written as `_`, and "
         "probes as a table `[probe]`; the command line goes over it")
@@ -123,7 +126,7 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(path, given)
     config.check()
     logging.basicConfig(format="neds-rt serve: %(message)s")
-    bundle = read_bundle(config.model, trust=config.trust)
+    bundle = read_bundle(config.model, trust=config.trust, trust_plans=config.trust_plans)
     engine = load_engine(config.engine, bundle)
     warning = precision_warning(engine, bundle.manifest, bundle.where)
     server = Server(config, bundle, engine)

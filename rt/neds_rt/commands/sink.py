@@ -4,7 +4,8 @@ Subscribes to the decodes of `neds-rt serve` and hands the newest one to every s
 of its own, so that nothing that happens to a sink can slow the server; a sink that is too slow
 skips decodes. It may be started before the server and waits for it. Ctrl-C ends it with a summary.
 
-    neds-rt sink lsl://decodes udp://127.0.0.1:9000
+    neds-rt sink udp://127.0.0.1:9000
+    neds-rt sink lsl://decodes --insecure
     neds-rt sink 'oe-events+tcp://127.0.0.1:5556?value=choice.p1&above=0.9&refractory=1&line=3'
 """
 

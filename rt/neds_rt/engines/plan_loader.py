@@ -1,7 +1,13 @@
-"""From a bundle's plans to a TensorRT execution context: choosing, rebuilding, loading, binding."""
+"""From a bundle's plans to a TensorRT execution context: choosing, rebuilding, loading, binding.
+
+A plan is machine code that runs on the GPU with all that this process may do, and nothing checks it
+when it is loaded. So a bundle's plans are loaded only if somebody answers for them
+(`Bundle.plans_trusted`); otherwise one is built here from the graph, which is data.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -12,12 +18,16 @@ from neds_rt.errors import StartError
 from neds_rt.manifest import Plan
 from neds_rt.plans import PlanKey, get_plan, make_log, product_module, product_version
 
+VOUCHED = "a bundle signed by a key of --trust, or --trust-plans"
+logger = logging.getLogger("neds_rt.plans")
+
 
 def choose_plan(bundle: Bundle, product: str, form: str, precision: str, target: str) -> bytes:
     """Return the bundle's plan for this device and product, or one built from the bundle's graph.
 
-    Graphs that are not in the bundle were not asked for at export or failed parity: they are not
-    made up for here. Raises `StartError` naming what would build the plan.
+    The bundle's is returned only if it is trusted; where it is not, one line is logged. Graphs that
+    are not in the bundle were not asked for at export or failed parity: they are not made up for
+    here. Raises `StartError` naming what would build the plan.
     """
     name = graph_name(form, precision)
     graph = bundle.files.get(name)
@@ -25,13 +35,18 @@ def choose_plan(bundle: Bundle, product: str, form: str, precision: str, target:
         raise StartError(f"{bundle.where}: no {name}, which {product} is built from; "
                          f"{_advice(bundle, product, form, precision, target)}")
     key = PlanKey(product, product_version(product), target, form, precision, graph_hash(graph))
-    for plan in bundle.manifest.plans:
-        if _serves(plan, key):
-            return bundle.files[plan.file]
+    plan = next((plan for plan in bundle.manifest.plans if _serves(plan, key)), None)
+    if plan is not None and bundle.plans_trusted:
+        return bundle.files[plan.file]
+    found = "no plan"
+    if plan is not None:
+        found = f"{plan.file} is not trusted (expected {VOUCHED}), no other plan"
+        logger.warning("%s: %s is code that nobody vouches for, one is built here from %s; to load "
+                       "it: %s", bundle.where, plan.file, name, VOUCHED)
     try:
         return get_plan(graph, key).data
     except StartError as error:
-        raise StartError(f"{bundle.where}: no plan for {product} {key.version} on {target}, and "
+        raise StartError(f"{bundle.where}: {found} for {product} {key.version} on {target}, and "
                          f"none can be built here: {error}; "
                          f"{_advice(bundle, product, form, precision, target)}") from None
 

@@ -106,6 +106,10 @@ def open_recording(path: Path) -> Recording:
         int(header.id, 16)
     except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
         raise BadInput(where, "JSON", error, "a recording's header") from error
+    try:
+        header.config.check()
+    except BadInput as error:
+        raise BadInput(where, "config", error, "options that a server takes") from None
     if (header.format, header.version) != (FORMAT, VERSION) or len(header.id) != 16:
         raise BadInput(where, "format", f"{header.format!r} {header.version}",
                        f"{FORMAT!r} {VERSION}")

@@ -2,6 +2,8 @@
 
 Channels: `valid` (0 or 1), `reason` (a code of `values.REASON_CODES`), `bin`, then the values, NaN
 where the decode is not valid. A sample's time is that of the decode's writing, in LSL's clock.
+liblsl answers on every network interface, whatever it is told of scopes, and knows no keys: so a
+stream needs `--insecure`.
 """
 
 from __future__ import annotations
@@ -24,6 +26,9 @@ class LslOutlet:
     """An LSL outlet `NAME`, opened with the first decode, anew when another model is served."""
 
     def __init__(self, uri: str, *, insecure: bool = False) -> None:
+        if not insecure:
+            raise BadInput(WHERE, "URI", repr(uri), "--insecure with it: LSL streams can be read "
+                           "from every network that this machine is in, and know no keys")
         try:
             import pylsl
         except (ImportError, RuntimeError) as error:  # RuntimeError: without the liblsl library

@@ -46,6 +46,7 @@ DEFAULT_PORT = 5556
 RECEIVE_QUEUE = 100_000  # messages: 384 of them are one block
 MAX_PART_BYTES = 8 << 20
 MAX_CHANNELS, MAX_SAMPLES = 4096, 1 << 16  # of a block
+MAX_VALUES = 1 << 24  # of a block; 384 channels over 1.4 s
 STEP_UV = 0.195  # of the AP band as Open Ephys has it
 MESSAGES_A_CALL = 1024
 POLL_MS, SILENT_MS = 100, 2000
@@ -242,6 +243,9 @@ class Collector(threading.Thread):
         self._stream = block.stream
         if span != self._span:
             self._close_block(push)
+            if n * self._channels > MAX_VALUES:  # how many channels there are may be new
+                counters["bad_range"] += 1
+                return
             self._open_block(span, fs)
         if self._channels:
             self._microvolts[channel, :n] = np.frombuffer(data, "<f4")

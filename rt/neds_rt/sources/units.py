@@ -8,14 +8,15 @@ With a file (`--units`) they are whatever the file says. No other rule, no guess
 from __future__ import annotations
 
 import csv
+import io
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from neds_rt.errors import BadInput
 from neds_rt.manifest import Unit
+from neds_rt.small_files import read_small
 
 if TYPE_CHECKING:
     from neds_rt.templates import Templates
@@ -24,6 +25,10 @@ COLUMNS = ("probe", "channel", "cluster", "stream", "electrode", "sorted_id")
 UNKNOWN = -1
 MAX_NAMES = 1 << 16  # names remembered; a sender that makes up more finds them all unknown
 MAX_NAME = 256  # characters of stream and electrode that are worth remembering
+MAX_FILE_BYTES = 64 << 20  # of a unit map: a million units have about half of it
+MAX_LINES = 1_000_000
+MAX_CELL = 1000  # characters
+MAX_NUMBER = 1 << 63
 _LAST_NUMBER = re.compile(r"(\d+)\D*$")
 
 UnitKey = tuple[str, int, int]  # probe, channel, cluster: a unit of the bundle
@@ -110,37 +115,45 @@ def _place(name: SourceKey) -> tuple[int, int]:
 def read_unit_file(path: str) -> dict[UnitKey, SourceKey]:
     """Read a unit map: tab-separated, a line a unit, the columns of `COLUMNS` in any order.
 
-    Raises `BadInput` for a file that cannot be read, a missing column, a number that is none, or
-    a unit or a name of the source that has two lines.
+    Raises `BadInput` for a file that cannot be read or is too large, a missing column, a number
+    that is none, or a unit or a name of the source that has two lines.
     """
     named: dict[UnitKey, SourceKey] = {}
-    taken: dict[SourceKey, int] = {}
+    taken: set[SourceKey] = set()
+    data = read_small(path, "file", "tab-separated text", MAX_FILE_BYTES)
     try:
-        with Path(path).open(newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file, delimiter="\t")
-            lacking = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
-            if lacking:
-                raise BadInput(path, "columns", f"no {', '.join(lacking)}", ", ".join(COLUMNS))
-            for row in reader:
-                unit, name = _parse_row(path, reader.line_num, row)
-                if unit in named or name in taken:
-                    found = f"{unit if unit in named else name} twice"
-                    raise BadInput(path, f"line {reader.line_num}", found, "every unit once")
-                named[unit] = name
-                taken[name] = reader.line_num
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        reader = csv.DictReader(io.StringIO(data.decode("utf-8"), newline=""), delimiter="\t")
+        lacking = [name for name in COLUMNS if name not in (reader.fieldnames or ())]
+        if lacking:
+            raise BadInput(path, "columns", f"no {', '.join(lacking)}", ", ".join(COLUMNS))
+        for row in reader:
+            if len(named) == MAX_LINES:
+                raise BadInput(path, "lines", f"more than {MAX_LINES}", "a line a unit")
+            unit, name = _parse_row(path, reader.line_num, row)
+            if unit in named or name in taken:
+                found = f"{unit if unit in named else name} twice"
+                raise BadInput(path, f"line {reader.line_num}", found, "every unit once")
+            named[unit] = name
+            taken.add(name)
+    except (UnicodeDecodeError, csv.Error) as error:
         raise BadInput(path, "file", error, "tab-separated text") from error
     return named
 
 
 def _parse_row(path: str, line: int, row: dict[str, Any]) -> tuple[UnitKey, SourceKey]:
     cells = {name: (row[name] or "").strip() for name in COLUMNS}
+    for name, cell in cells.items():
+        if len(cell) > MAX_CELL:
+            raise BadInput(path, f"line {line}, {name}", f"{len(cell)} characters",
+                           f"at most {MAX_CELL}")
     numbers = {}
     for name in ("channel", "cluster", "sorted_id"):
         try:
             numbers[name] = int(cells[name])
         except ValueError:
             raise BadInput(path, f"line {line}, {name}", repr(cells[name]), "an integer") from None
+        if not -MAX_NUMBER <= numbers[name] < MAX_NUMBER:
+            raise BadInput(path, f"line {line}, {name}", cells[name], "an integer of 64 bits")
     if not cells["probe"] or not cells["electrode"]:
         raise BadInput(path, f"line {line}", "an empty probe or electrode", "a name")
     return (
