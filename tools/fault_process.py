@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-from bench.blackbox import build_stall
+from bench.blackbox import build_disk
 from tools import faulty_engine
 from tools.fault_rig import BIN_S, Episode, Rig
 
@@ -48,7 +48,7 @@ class DiskRig(Rig):
         """Start a server on that disk."""
         self._disk = self.folder / "disk"
         if not self.lives:
-            self._library = build_stall(self.folder)
+            self._library = build_disk(self.folder)
             self.set_disk(DISK_FINE)
         added = {"LD_PRELOAD": str(self._library), "NEDS_STALL_S": str(STALL_S),
                  "NEDS_DISK": str(self._disk)}
