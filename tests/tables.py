@@ -9,5 +9,5 @@ def table_of(kind, result):
     page.write_text(f"before\n\n<!-- {kind}: to come -->\n<!-- end: {kind} -->\n")
     assert make_tables.main(["--results", str(result.parent), "--readme", str(page)]) == 0
     text = page.read_text()
-    assert f"({result.name} at " in text
+    assert f"from bench/results ({result.name}" in text  # and the commit, where there is one
     return text
