@@ -212,15 +212,15 @@ class Layout::BlockPacker {
  public:
   BlockPacker(Layout& layout, const TensorMap& tensors, Precision precision, int block, int blocks)
       : p_(layout.plan), layout_(layout), tensors_(tensors), packer_(layout.weights, precision),
-        precision_(precision), block_(block), blocks_(blocks), own_(share_of(p_.hidden, block, blocks)),
+        block_(block), blocks_(blocks), own_(share_of(p_.hidden, block, blocks)),
         x_(p_.s_x), other_(p_.s_x2) {}
 
   void pack() {
     const std::size_t h = size(p_.hidden);
     if (p_.recurrent) gates(memory_gates, "hh");
-    const float* input = find(tensors_, "input.weight", {size(p_.units), h});
-    matrix(kind::input, p_.hidden, p_.units, p_.ld_units, p_.s_counts, p_.s_x, p_.ld_hidden, "input.bias",
-           [&](int o, int u) { return input[size(u) * h + size(o)]; });
+    const float* weight = find(tensors_, "input.weight", {size(p_.units), h});
+    matrix(input, p_.hidden, p_.units, p_.ld_units, p_.s_counts, p_.s_x, p_.ld_hidden, "input.bias",
+           [&](int o, int u) { return weight[size(u) * h + size(o)]; });
     stem_constants();
     if (p_.recurrent) {
       gates(bin_gates, "ih");
@@ -232,8 +232,6 @@ class Layout::BlockPacker {
   }
 
  private:
-  using kind = Kind;
-
   Job& begin(Kind kind, Share share, int ld, int from, int to) {
     Job job{};
     job.kind = kind;
@@ -369,7 +367,6 @@ class Layout::BlockPacker {
   Layout& layout_;
   const TensorMap& tensors_;
   Packer packer_;
-  Precision precision_;
   int block_, blocks_;
   Share own_;
   int x_, other_;  // where the residual stream is, and where it goes next
