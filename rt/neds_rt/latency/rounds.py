@@ -74,8 +74,11 @@ class Contender:
 
 
 def served(engine: str) -> Contender:
-    """`neds-rt serve` with an engine; between its rounds it is to be quiet, never stale."""
-    arguments = ("serve", "--engine", engine, "--stale-after", "86400")
+    """`neds-rt serve` with an engine; between its rounds it is to be quiet, never stale.
+
+    Nothing takes over from an engine that is too slow: the figures are to be its own.
+    """
+    arguments = ("serve", "--engine", engine, "--stale-after", "86400", "--fail-over", "off")
     return Contender(engine, "neds_rt", arguments, parse_engine(engine)[0])
 
 
