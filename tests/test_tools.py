@@ -10,7 +10,7 @@ import pytest
 from neds_rt.errors import BadInput
 from tools.tables import accuracy, compared, engines, precisions, speed
 from tools.tables.page import read_result, replace_block
-from tools.tables.rows import pool
+from tools.tables.rows import Score, fit_seconds, pool
 
 ROOT = Path(__file__).parents[1]
 
@@ -313,6 +313,30 @@ def test_what_was_tried_names_the_row_it_changes():
     lines = lines_of(compared.tried_table([{"sessions": 3, "part": "validation", "seed": 0,
                                             "device": "CPU", "variants": variants}]))
     assert lines[2:] == ["| 1. plain | – | 0.500 |", "| 2. better | row 1 | 0.600 |"]
+
+
+def test_fits_on_two_devices_have_a_mean_each():
+    scores = [Score(session, "gru", seed, "velocity.r2", 0.8, seconds, device, None, 0.0)
+              for session in "ab" for seed, seconds, device in (
+                  (1, 400.0, "GPU"), (2, 1000.0, "CPU"), (3, 1100.0, "CPU"))]
+    assert fit_seconds(scores, "gru") == "1050 (CPU), 400 (GPU)"
+    assert fit_seconds(scores, "neds") == "–"
+
+
+def test_regions_are_shown_within_and_across_animals_with_chance_below():
+    def probe(within, across, p=None):
+        known = {} if p is None else {"p_value": p}
+        return {"within": {"balanced_accuracy": within, **known},
+                "across": {"balanced_accuracy": across, **known}}
+
+    lines = lines_of(compared.regions_table([{
+        "metrics": probe(0.2, 0.15, 0.0099), "baselines": {
+            "chance": probe(0.16, 0.14), "rate": probe(0.19, 0.17, 0.04),
+            "activity": probe(0.23, 0.16, 0.01)}}]))
+    assert lines[2:] == ["| what NEDS learned of each unit | 0.200 | 0.01 | 0.150 | 0.01 |",
+                         "| activity statistics | 0.230 | 0.01 | 0.160 | 0.01 |",
+                         "| the mean rate alone | 0.190 | 0.04 | 0.170 | 0.04 |",
+                         "| shuffled labels | 0.160 | – | 0.140 | – |"]
 
 
 def test_latency_has_a_row_per_figure_in_milliseconds():

@@ -11,8 +11,8 @@ any of the pages, which are README.md, bench/README.md and bench/RESULTS.md.
                                                   table takes the models of its protocol; a set
                                                   has one if a file is of that protocol
     new-session, discrete                         new-session-*.json, steinmetz-*.json
-    tried, gpu, latency, throughput, memory       tried-*.json, gpu-*.json, latency*.json and so on
-    compare, sizes, plans, parity, floor          compare*.json, sizes*.json and so on
+    tried, regions, gpu, latency, throughput      tried-*.json, regions-*.json, gpu-*.json and so on
+    memory, compare, sizes, plans, parity, floor  memory*.json, compare*.json and so on
     faults, swap, viewers, blackbox, probes, sources, wheel, bwb     faults*.json and so on
 
 SET is the data set's name up to the next dash; several sets have a table each. Without results of
@@ -52,6 +52,7 @@ SCORES: dict[str, tuple[tuple[str, ...], Sequence[str], Callable[[Sequence[Score
 }
 OTHERS: dict[str, tuple[str, Callable[[Sequence[Result]], str]]] = {
     "tried": ("tried-*.json", compared.tried_table),
+    "regions": ("regions-*.json", compared.regions_table),
     "latency": ("latency*.json", speed.latency_table),
     "compare": ("compare*.json", engines.compare_table),
     "sizes": ("sizes*.json", engines.sizes_table),

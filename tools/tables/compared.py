@@ -47,3 +47,24 @@ def tried_table(results: Sequence[Result]) -> str:
             rows.append([f"{number[variant['name']]}. {variant['what']}", on, *cells])
         tables.append(markdown(rows))
     return "\n".join(tables)
+
+
+PROBED = {"neds": "what NEDS learned of each unit", "activity": "activity statistics",
+          "rate": "the mean rate alone", "chance": "shuffled labels"}
+
+
+def regions_table(results: Sequence[Result]) -> str:
+    """Brain regions by a linear probe: a row each for what is known of a unit, chance at last."""
+    tables = []
+    for result in results:
+        rows = [["probe on", "within animals", "p", "across animals", "p"]]
+        found = {"neds": result["metrics"], **result["baselines"]}
+        for name, words in PROBED.items():
+            cells = [words]
+            for split in ("within", "across"):
+                scores = found[name][split]
+                p = scores.get("p_value")
+                cells += [f"{scores['balanced_accuracy']:.3f}", NONE if p is None else f"{p:.2f}"]
+            rows.append(cells)
+        tables.append(markdown(rows))
+    return "\n".join(tables)

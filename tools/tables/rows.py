@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -98,17 +99,14 @@ def differences(found: dict[Run, float], base: dict[Run, float]) -> dict[Run, fl
 
 
 def fit_seconds(scores: Iterable[Score], model: str) -> str:
-    """Seconds that a seed's fits took, and on what: of one fit, or of all sessions' together."""
-    took: dict[Run, tuple[float, str]] = {
-        (s.session, s.seed): (s.seconds, s.device) for s in scores
-        if s.model == model and math.isfinite(s.seconds)
-    }
-    if not took:
-        return "–"
+    """Mean seconds of a seed's fits by device: of one fit, or of all sessions' together."""
+    took: dict[tuple[str, int], dict[str, float]] = defaultdict(dict)
+    for s in scores:
+        if s.model == model and math.isfinite(s.seconds):
+            took[s.device, s.seed][s.session] = s.seconds
     alone = model in MODELS and MODELS[model].alone
-    per_seed = []
-    for seed in {seed for _, seed in took}:
-        these = [seconds for (_, s), (seconds, _) in took.items() if s == seed]
-        per_seed.append(sum(these) if alone else max(these))
-    devices = "/".join(sorted({device for _, device in took.values()}))
-    return f"{statistics.fmean(per_seed):.0f} ({devices})"
+    by_device: dict[str, list[float]] = defaultdict(list)
+    for (device, _), seconds in sorted(took.items()):
+        by_device[device].append(sum(seconds.values()) if alone else max(seconds.values()))
+    return ", ".join(f"{statistics.fmean(seeds):.0f} ({device})"
+                     for device, seeds in by_device.items()) or "–"
