@@ -6,12 +6,15 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
 from neds_rt.bundle import ModalityOut, Shape, random_bundle, write_bundle
 from neds_rt.demo import UNITS
+from tools.faulty_engine import SLOW, SLOW_S
 
+ROOT = Path(__file__).resolve().parents[2]
 PERCENTILES = {"p50", "p99", "p999", "max"}
 MODALITIES = [
     ModalityOut(name="wheel", kind="continuous", n_outputs=1, unit="rad/s"),
@@ -111,6 +114,19 @@ def test_bench_measures_engines_beside_the_echo(bundle):
     assert report["missed"] == sum(row["late"] + row["lost"] for row in report["engines"])
     assert report["model"]["units"] == UNITS
     assert report["machine"]["cpu"]
+
+
+def test_bench_measures_a_slow_engine_and_not_what_would_take_over(bundle, tmp_path, monkeypatch):
+    fault = tmp_path / "fault"
+    fault.write_bytes(bytes([SLOW, *bytes(7)]))
+    monkeypatch.setenv("NEDS_FAULT", str(fault))
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    done = neds_rt("bench", "--model", str(bundle), "--engine", "tools.faulty_engine:FaultyEngine",
+                   "--bins", "40", "--round", "20", "--json")
+    row = last_json(done)["engines"][0]
+    # Every one of them: a server that may replace its engine does so after a few such steps.
+    assert row["lost"] == 0
+    assert row["step_us"]["p50"] >= SLOW_S * 1e6
 
 
 def test_bench_makes_a_synthetic_model_with_its_graph():
