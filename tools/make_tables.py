@@ -33,17 +33,18 @@ ROOT = Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # run as a program, its neighbours are not on the path
     sys.path.insert(0, str(ROOT))
 
-from bench.protocols import PROTOCOLS  # noqa: E402
+from bench.protocols import MODELS, PROTOCOLS  # noqa: E402
 from neds_rt.errors import BadInput  # noqa: E402
 from tools.tables import accuracy, compared, engines, outside, precisions, speed, trust  # noqa: E402
 from tools.tables.page import Result, origin, read_result, replace_block  # noqa: E402
 from tools.tables.rows import Score, pool  # noqa: E402
 
+ORACLES = tuple(name for name, model in MODELS.items() if model.oracle)
 POOLED = ("within-*.json", "encoding-*.json", "forms-*.json", "masking-*.json", "streaming-*.json")
 # Each kind: where its rows are, the models it takes (none: all), and what makes the table.
 SCORES: dict[str, tuple[tuple[str, ...], Sequence[str], Callable[[Sequence[Score]], str]]] = {
     "within": (POOLED, PROTOCOLS["within"], accuracy.within_table),
-    "encoding": (POOLED, PROTOCOLS["encoding"], accuracy.encoding_table),
+    "encoding": (POOLED, (*PROTOCOLS["encoding"], *ORACLES), accuracy.encoding_table),
     "forms": (POOLED, PROTOCOLS["forms"], compared.variants_table),
     "masking": (POOLED, PROTOCOLS["masking"], compared.variants_table),
     "streaming": (POOLED, PROTOCOLS["streaming-vs-window"], compared.variants_table),

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib import resources
 
 import msgspec
 import numpy as np
@@ -223,5 +224,8 @@ def test_trackers_get_every_validation(tmp_path, monkeypatch):
 
 
 def test_the_packaged_recipes_hold():
-    for name in ("pretrain", "finetune", "indy_many"):
+    files = resources.files("neds").joinpath("recipes").iterdir()
+    names = [f.name.removesuffix(".toml") for f in files if f.name.endswith(".toml")]
+    assert {"pretrain", "finetune", "indy_many", "encoding"} <= set(names)
+    for name in names:
         assert load_recipe(name).train.steps > 0
