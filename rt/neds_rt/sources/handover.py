@@ -44,6 +44,21 @@ class Handover:
         self.socket.close()
 
 
+class HandedOver:
+    """What the serving thread sees of a source whose frames another thread makes."""
+
+    _handover: Handover
+
+    @property
+    def pollable(self) -> zmq.Socket[bytes]:
+        """The end of the in-process socket."""
+        return self._handover.socket
+
+    def receive(self, frame: Frame) -> bool:
+        """Take one frame that the other thread has made."""
+        return self._handover.receive(frame)
+
+
 def hand_over(push: zmq.Socket[bytes], frame: Frame) -> bool:
     """Send a frame without waiting; False where the server is too far behind."""
     try:

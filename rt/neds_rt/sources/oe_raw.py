@@ -25,7 +25,7 @@ from neds_rt.sources import raw
 from neds_rt.sources.address import Address, parse_address
 from neds_rt.sources.edges import TTL_LINES, edge_queue
 from neds_rt.sources.frame import Frame
-from neds_rt.sources.handover import Handover, hand_over
+from neds_rt.sources.handover import HandedOver, Handover, hand_over
 from neds_rt.sources.heartbeat import Heartbeat, Link, open_subscriber, receive_parts
 from neds_rt.sources.openephys_wire import (
     ENVELOPES,
@@ -77,7 +77,7 @@ class Options(RawOptions, frozen=True):
     sync: int | None = None  # line (from 0) of a pulse that all probes record, to align clocks by
 
 
-class OpenEphysRawSource:
+class OpenEphysRawSource(HandedOver):
     """Spikes found in the continuous channels of one ZMQ Interface plugin, as native frames."""
 
     messages = MESSAGES
@@ -96,15 +96,6 @@ class OpenEphysRawSource:
         self._heartbeat = Heartbeat(Address(self.address.host, self.address.port + 1).endpoint)
         self._collector = Collector(self, band, self._handover, options)
         self._collector.start()
-
-    @property
-    def pollable(self) -> zmq.Socket[bytes]:
-        """The end of the in-process socket."""
-        return self._handover.socket
-
-    def receive(self, frame: Frame) -> bool:
-        """Take one frame that the other thread has made."""
-        return self._handover.receive(frame)
 
     def tend(self) -> str:
         """Keep the heartbeat; return what the other thread is at."""

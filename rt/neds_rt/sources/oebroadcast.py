@@ -23,12 +23,11 @@ import msgspec
 import zmq
 
 from neds_rt.errors import BadInput
+from neds_rt.sources import singly
 from neds_rt.sources.address import parse_address
-from neds_rt.sources.bridge import Bridge
 from neds_rt.sources.edges import TTL_LINES, edge_queue
 from neds_rt.sources.frame import Frame
 from neds_rt.sources.heartbeat import Link, open_subscriber, receive_parts
-from neds_rt.sources.holdback import HoldBack
 from neds_rt.sources.units import UnitMap
 from neds_rt.stats import now_ns
 from neds_rt.wire import MAX_SAMPLE
@@ -54,14 +53,11 @@ MESSAGES = {
     "bad_body": "a message was refused: its body is neither the JSON nor the binary it should be",
     "bad_range": "a message has an impossible sample number or rate",
     "no_rate": "binary spikes do not tell the sampling rate; give it as ?rate=",
-    "backwards": "spikes came later than ?hold_ms allows, or far ahead, and were dropped",
-    "restarts": "acquisition was started anew",
     "other_stream": "spikes of another stream were ignored (?stream= chooses)",
     "unsorted_spikes": "unsorted spikes were dropped, no unit of the model has sorted id 0",
-    "interruptions": "the connection was lost for a while; what was sent then is a gap",
-    "overfull": "more spikes came than fit into the buffer",
+    **singly.MESSAGES,
 }
-COUNTERS = ("messages", "spikes", "ttl_events", "unknown_spikes", *MESSAGES)
+COUNTERS = ("messages", "ttl_events", *singly.COUNTERS, *MESSAGES)
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -147,14 +143,9 @@ class BroadcastSource:
         self.edges = edge_queue(where, options.sync, TTL_LINES)
         self._line = options.sync
         self.counters = dict.fromkeys(COUNTERS, 0)
-        self._bridge = Bridge(name)
-        self._hold = HoldBack(self._bridge, options.hold_ms * 1e-3)
+        self._spikes = singly.SingleSpikes(name, options.hold_ms * 1e-3, units, self.counters)
         self._stream, self._raw_rate = options.stream, options.rate
-        self._fs = 0.0
         self._last_ns = 0
-        self._losses = 0  # of the connection, as far as they were taken into account
-        self._interrupted = False  # by one of them, and no spike has come since
-        self._lossy = False
         self._socket = open_subscriber(address.endpoint, RECEIVE_QUEUE, MAX_PART_BYTES)
         self._link = Link(self._socket)
         try:
@@ -170,8 +161,7 @@ class BroadcastSource:
 
     def receive(self, frame: Frame) -> bool:
         """Take what waits, at most `MESSAGES_A_CALL`; True when it moves the watermark."""
-        if self._losses != self._link.losses:  # what is sent until the next spike is lost
-            self._losses, self._interrupted = self._link.losses, True
+        self._spikes.see_losses(self._link.losses)
         for _ in range(MESSAGES_A_CALL):
             try:
                 parts = receive_parts(self._socket)
@@ -181,7 +171,7 @@ class BroadcastSource:
                 break
             if self._take(parts, frame):
                 return True
-        return self._emit(frame)
+        return self._spikes.emit(frame)
 
     def tend(self) -> str:
         """Say what the connection is like."""
@@ -190,12 +180,13 @@ class BroadcastSource:
             return f"waiting for {endpoint}: nobody listens there"
         if not self._last_ns or now_ns() - self._last_ns > SILENT_NS:
             return f"connected to {endpoint}, no messages; acquisition may not be running"
-        return f"receiving stream {self._stream!r} at {self._fs:g} Hz"
+        return f"receiving stream {self._stream!r} at {self._spikes.fs:g} Hz"
 
     def report(self) -> dict[str, Any]:
         """Return stream, rate and units."""
-        return {"stream": self._stream, "fs": self._fs, "sessions": self._bridge.n_sessions,
-                "units": self._units.report(), "connections": self._link.connections}
+        return {"stream": self._stream, "fs": self._spikes.fs,
+                "sessions": self._spikes.bridge.n_sessions, "units": self._units.report(),
+                "connections": self._link.connections}
 
     def close(self) -> None:
         """Close all sockets."""
@@ -259,7 +250,7 @@ class BroadcastSource:
     def _spike(
         self, stream: str, electrode: str, sample: int, sorted_id: int, fs: float, frame: Frame
     ) -> bool:
-        counters, bridge, hold = self.counters, self._bridge, self._hold
+        counters = self.counters
         if not (-MAX_SAMPLE <= sample <= MAX_SAMPLE and fs > 0 and math.isfinite(fs)):
             counters["bad_range"] += 1
             return False
@@ -268,38 +259,5 @@ class BroadcastSource:
                 counters["other_stream"] += 1
                 return False
             self._stream = stream
-        counters["spikes"] += 1
-        if fs != self._fs:
-            if self._fs:
-                self._restart()
-            self._fs = fs
-            hold.set_rate(fs)
-        if self._interrupted:
-            self._interrupted = False
-            self._lossy = bridge.watermark is not None
-            counters["interruptions"] += self._lossy
-        if not hold.see(sample):
-            counters["backwards"] += 1
-            if hold.lost_place:
-                self._restart()
-            return False
-        unit = self._units.number(stream, electrode, sorted_id)
-        if unit < 0:
-            counters["unsorted_spikes" if sorted_id == 0 else "unknown_spikes"] += 1
-            return False
-        bridge.add(sample, unit)
-        if not bridge.full:
-            return False
-        counters["overfull"] += 1
-        return self._emit(frame) or bridge.flush(frame, fs)
-
-    def _emit(self, frame: Frame) -> bool:
-        filled = self._hold.emit(frame, lossy=self._lossy)
-        self._lossy = self._lossy and not filled
-        return filled
-
-    def _restart(self) -> None:
-        self.counters["restarts"] += 1
-        self._bridge.restart()
-        self._hold.restart()
-        self._lossy = False
+        self._spikes.set_rate(fs)
+        return self._spikes.add(stream, electrode, sorted_id, sample, frame)

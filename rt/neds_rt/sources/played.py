@@ -28,7 +28,7 @@ from neds_rt.player import Block
 from neds_rt.sources.address import parse_options
 from neds_rt.sources.bridge import Bridge
 from neds_rt.sources.frame import Frame
-from neds_rt.sources.handover import Handover, hand_over
+from neds_rt.sources.handover import HandedOver, Handover, hand_over
 from neds_rt.sources.units import UnitMap
 from neds_rt.wire import MAX_SPIKES_PER_FRAME
 
@@ -91,7 +91,7 @@ def open_synthetic(name: str, uri: str, *, units: UnitMap, insecure: bool = Fals
     return PlayedSource(name, uri, options, _synthetic(where, options, len(units.units)))
 
 
-class PlayedSource:
+class PlayedSource(HandedOver):
     """A play as a source: its frames come over an in-process socket."""
 
     messages = MESSAGES
@@ -105,15 +105,6 @@ class PlayedSource:
         self._thread = PlayThread(
             name, play, speed, options.loop, self._handover.sender(), self.counters)
         self._thread.start()
-
-    @property
-    def pollable(self) -> zmq.Socket[bytes]:
-        """The end of the in-process socket."""
-        return self._handover.socket
-
-    def receive(self, frame: Frame) -> bool:
-        """Take one frame that the other thread has handed over."""
-        return self._handover.receive(frame)
 
     def tend(self) -> str:
         """Let the play begin, and return what it is at."""

@@ -29,7 +29,7 @@ from neds_rt.sources import raw
 from neds_rt.sources.address import parse_address
 from neds_rt.sources.edges import EdgeFinder, edge_queue
 from neds_rt.sources.frame import Frame
-from neds_rt.sources.handover import Handover, hand_over
+from neds_rt.sources.handover import HandedOver, Handover, hand_over
 from neds_rt.sources.raw import RawBand, RawOptions
 from neds_rt.sources.spikeglx_wire import Connection, Refused, Trouble
 from neds_rt.sources.units import UnitMap
@@ -68,7 +68,7 @@ class Options(RawOptions, frozen=True):
     sync: int | None = None  # bit of the sync word with a pulse that all probes record; imec: 6
 
 
-class SpikeGlxSource:
+class SpikeGlxSource(HandedOver):
     """Spikes found in the raw band of one probe, as native frames."""
 
     messages = MESSAGES
@@ -85,15 +85,6 @@ class SpikeGlxSource:
         self._handover = Handover()
         self._fetcher = Fetcher(self, band, self._handover, self._options)
         self._fetcher.start()
-
-    @property
-    def pollable(self) -> zmq.Socket[bytes]:
-        """The end of the in-process socket."""
-        return self._handover.socket
-
-    def receive(self, frame: Frame) -> bool:
-        """Take one frame that the other thread has made."""
-        return self._handover.receive(frame)
 
     def tend(self) -> str:
         """Return what the other thread is at."""

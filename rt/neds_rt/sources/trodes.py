@@ -21,12 +21,11 @@ import msgspec
 import zmq
 
 from neds_rt.errors import BadInput
+from neds_rt.sources import singly
 from neds_rt.sources.address import parse_address
-from neds_rt.sources.bridge import Bridge
 from neds_rt.sources.edges import edge_queue
 from neds_rt.sources.frame import Frame
 from neds_rt.sources.heartbeat import Link, open_subscriber
-from neds_rt.sources.holdback import HoldBack
 from neds_rt.sources.trodes_digital import DigitalReader
 from neds_rt.sources.trodes_directory import Directory
 from neds_rt.sources.units import UnitMap
@@ -45,14 +44,11 @@ MESSAGES = {
     "bad_range": "a spike has an impossible sample count",
     "bad_answers": "the Trodes network's directory answers oddly (another program's port?)",
     "moved": "the stream was found at another endpoint",
-    "interruptions": "the connection was lost for a while; what was sent then is a gap",
-    "backwards": "spikes came later than ?hold_ms allows, or far ahead, and were dropped",
-    "restarts": "acquisition was started anew",
     "unsorted_spikes": "unsorted spikes were dropped, no unit of the model has cluster 0",
-    "overfull": "more spikes came than fit into the buffer",
     "bad_digital": "a message of source.digital was refused, or has no such input",
+    **singly.MESSAGES,
 }
-COUNTERS = ("messages", "spikes", "unknown_spikes", "digital_messages", *MESSAGES)
+COUNTERS = ("messages", "digital_messages", *singly.COUNTERS, *MESSAGES)
 
 
 class Options(msgspec.Struct, frozen=True):
@@ -91,10 +87,9 @@ class TrodesSource:
                 raise BadInput(where, "URI option", f"{field}={value}", expected)
         self.edges = edge_queue(where, options.sync, DIGITAL_INPUTS)
         self.counters = dict.fromkeys(COUNTERS, 0)
-        self._units, self._fs = units, options.rate
-        self._bridge = Bridge(name)
-        self._hold = HoldBack(self._bridge, options.hold_ms * 1e-3)
-        self._hold.set_rate(options.rate)
+        self._units = units
+        self._spikes = singly.SingleSpikes(name, options.hold_ms * 1e-3, units, self.counters)
+        self._spikes.set_rate(options.rate)
         self._directory = Directory(address.endpoint, options.name, insecure=insecure)
         # The stream's endpoint is found by the tending thread, and a socket belongs to the thread
         # that serves: it is told by a message to itself that no other sender can make up.
@@ -105,8 +100,6 @@ class TrodesSource:
         self._wake.bind(wake)
         self._socket = open_subscriber(wake, RECEIVE_QUEUE, MAX_PART_BYTES)
         self._link = Link(self._socket)
-        self._losses = 0  # of the connection, as far as they were taken into account
-        self._interrupted = self._lossy = False
         self._socket.connect(wake)
         self._wake.poll(1000)  # the subscription, which is already on its way
         self._connected, self._told, self._last_ns = "", "", 0
@@ -124,8 +117,7 @@ class TrodesSource:
     def receive(self, frame: Frame) -> bool:
         """Take what waits, at most `MESSAGES_A_CALL`; True when it moves the watermark."""
         receive = self._socket.recv
-        if self._losses != self._link.losses:  # what is sent until the next spike is lost
-            self._losses, self._interrupted = self._link.losses, True
+        self._spikes.see_losses(self._link.losses)
         for _ in range(MESSAGES_A_CALL):
             try:
                 message = receive(zmq.NOBLOCK)
@@ -137,7 +129,7 @@ class TrodesSource:
                 self._connect(message[len(self._token) :].decode())
             elif self._take(message, frame):
                 return True
-        return self._emit(frame)
+        return self._spikes.emit(frame)
 
     def tend(self) -> str:
         """Look the stream up until it is heard, and again when it is silent."""
@@ -158,7 +150,8 @@ class TrodesSource:
     def report(self) -> dict[str, Any]:
         """Return endpoint, rate and units."""
         digital = {} if self._digital is None else {"digital_endpoint": self._digital.endpoint}
-        return {"endpoint": self._connected, "fs": self._fs, "sessions": self._bridge.n_sessions,
+        return {"endpoint": self._connected, "fs": self._spikes.fs,
+                "sessions": self._spikes.bridge.n_sessions,
                 "units": self._units.report(), **digital}
 
     def close(self) -> None:
@@ -175,14 +168,14 @@ class TrodesSource:
     def _connect(self, endpoint: str) -> None:
         if self._connected:
             self.counters["moved"] += 1
-            self._interrupted = True
+            self._spikes.interrupt()
             self._socket.disconnect(self._connected)
         self._connected = endpoint
         self._socket.connect(endpoint)
 
     def _take(self, message: bytes, frame: Frame) -> bool:
         """Take one message; True when `frame` was filled."""
-        counters, bridge, hold = self.counters, self._bridge, self._hold
+        counters = self.counters
         counters["messages"] += 1
         self._last_ns = now_ns()
         try:
@@ -194,33 +187,4 @@ class TrodesSource:
         if not 0 <= sample <= MAX_SAMPLE:
             counters["bad_range"] += 1
             return False
-        counters["spikes"] += 1
-        if self._interrupted:
-            self._interrupted = False
-            self._lossy = bridge.watermark is not None
-            counters["interruptions"] += self._lossy
-        if not hold.see(sample):
-            counters["backwards"] += 1
-            if hold.lost_place:
-                self._restart()
-            return False
-        unit = self._units.number("trodes", str(spike.nTrodeId), spike.cluster)
-        if unit < 0:
-            counters["unsorted_spikes" if spike.cluster == 0 else "unknown_spikes"] += 1
-            return False
-        bridge.add(sample, unit)
-        if not bridge.full:
-            return False
-        counters["overfull"] += 1
-        return self._emit(frame) or bridge.flush(frame, self._fs)
-
-    def _emit(self, frame: Frame) -> bool:
-        filled = self._hold.emit(frame, lossy=self._lossy)
-        self._lossy = self._lossy and not filled
-        return filled
-
-    def _restart(self) -> None:
-        self.counters["restarts"] += 1
-        self._bridge.restart()
-        self._hold.restart()
-        self._lossy = False
+        return self._spikes.add("trodes", str(spike.nTrodeId), spike.cluster, sample, frame)
