@@ -5,22 +5,33 @@ Rates are expected spikes per bin, (T, N), of one part of a recording.
     true_rates   the rates that the spikes were drawn from
     true_drive   a Poisson regression on the generator's own features of the recorded behaviours, at
                  each unit's own lead, fitted on the training part. What is missing to the true
-                 rates comes from latent noise and events that no behaviour of the session holds
+                 rates comes from latent noise and events that no behaviour of the session holds.
+                 It looks ahead where a unit leads its behaviour
+    long_glm     the Poisson GLM of the baselines, fitted to another 15 minutes of the same animal:
+                 what a map of this kind from present and past behaviour can know at most
 """
 
 from __future__ import annotations
 
+import dataclasses
+
+import msgspec
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from neds import baselines
+from neds.config import DataConfig
 from neds.data.session import Session
-from neds.dataset import Recording
+from neds.data.synthetic import synthetic_session
+from neds.dataset import Recording, describe, to_recording
 from neds_rt.errors import BadInput
 from neds_rt.synthetic import SyntheticAnimal, SyntheticRecording
 from neds_rt.synthetic_task import FEATURES
 
 Rates = NDArray[np.float64]
+LONGER_S = 900.0  # that `long_glm` is fitted to
+APART_S = 2.0  # between that and the recording itself
 FROM_BEHAVIOURS = ("wheel_left", "wheel_right", "whisker", "choice", "block")
 
 
@@ -66,6 +77,27 @@ def true_drive(session: Session, recording: Recording, part: str) -> Rates:
     return rates
 
 
+def long_glm(session: Session, recording: Recording, part: str) -> Rates:
+    """The baselines' GLM, of the same units and behaviours, fitted to what came after."""
+    animal, truth = simulated(session, recording)
+    made = session.metadata["synthetic"]
+    seconds = made["seconds"] + APART_S + LONGER_S
+    longer = synthetic_session(animal, seconds, made["session_seed"])
+    names = [b.name for b in recording.state.behaviours]
+    config = DataConfig(bin_size_s=recording.bin_size_s, behaviours=names)
+    binned, state = describe(longer, config, 0)
+    found = to_recording(binned, state)
+    wanted = np.searchsorted(found.bin, recording.bin[recording.rows(part)])
+    begin = truth.n_steps + round(APART_S / truth.step_s)
+    cut = begin + round(0.9 * (len(found.bin) - begin))
+    split = {"train": [begin, cut], "val": [cut, len(found.bin)],
+             "test": [int(wanted[0]), int(wanted[-1]) + 1]}
+    found = dataclasses.replace(found, state=msgspec.structs.replace(state, split=split))
+    fitted = baselines.fit("glm", [found], seed=0, budget="quick")
+    rates = fitted.encode_part(found, "test")[wanted - wanted[0]]
+    return np.asarray(rates[:, recording.state.unit_rows], dtype=np.float64)
+
+
 def _poisson(features: Rates, counts: Rates) -> Rates:
     """Weights (F, N) of log rates, by maximum likelihood; the last feature is constant."""
     x, y = torch.from_numpy(features), torch.from_numpy(counts)
@@ -85,4 +117,4 @@ def _poisson(features: Rates, counts: Rates) -> Rates:
     return weights.detach().numpy()
 
 
-ORACLES = {"true_rates": true_rates, "true_drive": true_drive}
+ORACLES = {"true_rates": true_rates, "true_drive": true_drive, "long_glm": long_glm}

@@ -46,6 +46,7 @@ MODELS = {
     "rrr_encoder": Model(baseline="rrr_encoder"),
     "true_rates": Model(oracle="true_rates", alone=True, seeded=False),
     "true_drive": Model(oracle="true_drive", alone=True, seeded=False),
+    "long_glm": Model(oracle="long_glm", alone=True, seeded=False),
     "neds_single": Model(alone=True),
     "neds": Model(),
     "neds_decoding": Model(only="decoding"),

@@ -6,13 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench import accuracy
+from bench import accuracy, oracles
 from bench.protocols import MODELS, PROTOCOLS, masking_for
+from neds import baselines
 from neds.baselines import BASELINES, sequence
-from neds.config import MaskingConfig, load_recipe
+from neds.config import DataConfig, MaskingConfig, load_recipe
 from neds.data.store import provenance, session_path, write_session
 from neds.data.synthetic import synthetic_session
+from neds.dataset import describe, to_recording
+from neds.evaluate import part_counts
 from neds.masking import SCHEMES
+from neds.metrics import bits_per_spike
 from neds_rt.synthetic import SyntheticAnimal
 from tests.neds.planted import TINY as TINY_NET
 
@@ -204,6 +208,19 @@ def test_session_files_are_scored_beside_the_rates_they_were_drawn_from(tmp_path
     assert all(0.05 < drive[session] < ceiling[session] < 2 for session in ceiling)
     wheel = {r["metric"] for r in rows if r["modality"] == "wheel"}
     assert {"r2", "window_r2"} <= wheel
+
+
+def test_more_of_the_same_animal_tells_more_of_its_spikes(monkeypatch):
+    monkeypatch.setattr(oracles, "LONGER_S", 120.0)
+    session = synthetic_session(SyntheticAnimal(1, 30), 40.0)
+    binned, state = describe(session, DataConfig(min_rate_hz=2.0), 5)
+    recording = to_recording(binned, state)
+    counts, null = part_counts(recording, "test"), np.array(state.null_rates)
+    few = baselines.fit("glm", [recording], seed=0, budget="quick").encode_part(recording, "test")
+    many = oracles.long_glm(session, recording, "test")
+    assert many.shape == counts.shape
+    assert len(state.unit_rows) < 30
+    assert bits_per_spike(counts, many, null)[1] > bits_per_spike(counts, few, null)[1] > 0
 
 
 def test_true_rates_of_real_recordings_are_not_known(tmp_path, capsys):

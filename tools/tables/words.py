@@ -17,6 +17,7 @@ NAMES = {
     "glm": "Poisson GLM, each session alone", "glm_window": "Poisson GLM that sees later bins too",
     "true_rates": "the true rates: no model can do better",
     "true_drive": "what the behaviours have in the true rates",
+    "long_glm": "Poisson GLM of another 15 minutes of each animal",
     "rrr_encoder": "reduced-rank Poisson encoder, all sessions",
     "neds_single": "NEDS, each session alone", "neds": "NEDS, all sessions",
     "neds_decoding": "NEDS, decoding only", "neds_encoding": "NEDS, encoding only",
