@@ -1,4 +1,4 @@
-"""What synthetic spikes were made from, as predictions: the most that a model can say of them.
+"""What can be known of synthetic spikes, as predictions, by who made them or has more of them.
 
 Rates are expected spikes per bin, (T, N), of one part of a recording.
 
@@ -8,7 +8,7 @@ Rates are expected spikes per bin, (T, N), of one part of a recording.
                  rates comes from latent noise and events that no behaviour of the session holds.
                  It looks ahead where a unit leads its behaviour
     long_glm     the Poisson GLM of the baselines, fitted to another 15 minutes of the same animal:
-                 what a map of this kind from present and past behaviour can know at most
+                 what more data would give it. Chosen from the candidates of a quick budget
 """
 
 from __future__ import annotations
